@@ -1,0 +1,48 @@
+# Every target sets up what it needs. `make` alone lists the targets.
+PYTHON ?= python3
+VENV   ?= .venv
+
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TYPES := build/types
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types format clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "onnxlift needs Python 3.11 or later; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "setting up $(VENV): several hundred MB, once"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --upgrade pip
+	@$(BIN)/python -m pip install -qq --editable '.[dev]'
+	@touch $@
+
+setup: $(STAMP) ## create .venv with onnxlift and the developers' tools
+
+demo: $(STAMP) ## explain three real networks, draw build/demo/demo.png
+	$(BIN)/python models/demo.py
+
+test: $(STAMP) ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) types ## ruff check, ruff format --check, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy does not follow the mapping of an editable install, so it reads a copy laid out as the wheel is.
+types: $(STAMP) ## mypy --strict on the package
+	@rm -rf $(TYPES) && mkdir -p $(TYPES)
+	@cp -R onnxlift $(TYPES)/onnxlift && cp -R rules $(TYPES)/onnxlift/rules
+	cd $(TYPES) && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache
+
+format: $(STAMP) ## let ruff format and fix
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what was built, .venv included
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

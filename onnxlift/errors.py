@@ -1,0 +1,25 @@
+"""Everything that onnxlift refuses, as one family of exceptions.
+
+A message is one paragraph: what is wrong, where (node, tensor, file), and what to do about it.
+The command line prints it and exits with status 2; nobody sees a traceback for a bad model or a wrong name.
+"""
+
+
+class OnnxliftError(Exception):
+    """Base class: whatever onnxlift itself refuses."""
+
+
+class ModelError(OnnxliftError):
+    """The model file cannot be read, is not valid ONNX, or lacks its external data."""
+
+
+class OptionError(OnnxliftError):
+    """An argument does not fit the model: an unknown name, a target out of range, a wrong reference."""
+
+
+class RuleError(OnnxliftError):
+    """Importance would have to pass through nodes that no rule covers; the message names all of them."""
+
+
+class DataError(OnnxliftError):
+    """The arrays to explain do not fit the explainer: shape, dtype, missing name, NaN."""

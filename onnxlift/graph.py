@@ -1,0 +1,198 @@
+"""The graph under construction. The only module that knows GraphSurgeon.
+
+GraphSurgeon loses model metadata, drops default-valued inputs and re-encodes exotic dtypes when their values are
+touched. So: weights stay lazy and are written back as the very protobuf they came from, everything outside of the
+graph (metadata, opsets, IR version) is carried over by hand, and nodes are created directly (`gs.Graph.layer` is
+quadratic).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+logging.getLogger("onnx_graphsurgeon").setLevel(logging.ERROR)
+
+Dim = int | str | None
+Shape = tuple[Dim, ...] | None
+Handle = gs.Tensor
+"""A tensor of the graph, opaque to every other module: it has a name, that can still change."""
+Node = gs.Node
+"""A node: op, domain, name, attrs, inputs and outputs (handles; an omitted one has an empty name)."""
+
+SMALL = 4096
+"""Constants up to this many elements may be looked at while rewriting (axes, shapes, exponents); weights never are."""
+
+
+class Graph:
+    """A model in normal form, open for new nodes.
+
+    `nodes` are the model's own, in topological order; whatever is added is appended, so that the order stays
+    topological as long as a node is added after its inputs.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._model = model
+        self._graph = gs.import_onnx(model)
+        self.nodes: list[Node] = list(self._graph.nodes)
+        self.tensors: dict[str, Handle] = {}
+        for handle in (*self._graph.inputs, *self._graph.outputs):
+            self.tensors[handle.name] = handle
+        for node in self.nodes:
+            for handle in (*node.inputs, *node.outputs):
+                if handle.name:
+                    self.tensors[handle.name] = handle
+
+    @property
+    def inputs(self) -> list[str]:
+        """Names of the graph inputs."""
+        return [tensor.name for tensor in self._graph.inputs]
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the graph outputs."""
+        return [tensor.name for tensor in self._graph.outputs]
+
+    @staticmethod
+    def dtype(handle: Handle) -> np.dtype[Any] | None:
+        """The element type, None where it is unknown or not a tensor's (sequence, optional, string)."""
+        if getattr(handle, "type", "tensor_type") != "tensor_type" or handle.dtype is None:
+            return None
+        if isinstance(handle.dtype, int):  # an ONNX type without a NumPy counterpart
+            try:
+                return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(handle.dtype))
+            except KeyError:
+                return None
+        return np.dtype(handle.dtype)
+
+    @staticmethod
+    def shape(handle: Handle) -> Shape:
+        """Dimensions: an int, a symbol, or None for unknown; None instead of a tuple where the rank is unknown."""
+        if handle.shape is None:
+            return None
+        return tuple(dim if dim != "" else None for dim in handle.shape)
+
+    @staticmethod
+    def value(handle: Handle) -> np.ndarray[Any, Any] | None:
+        """The value of a small constant; None for every other tensor."""
+        if not isinstance(handle, gs.Constant) or int(np.prod(handle.shape, dtype=np.int64)) > SMALL:
+            return None
+        values = handle._values
+        if isinstance(values, LazyValues):
+            if values.tensor.data_location == onnx.TensorProto.EXTERNAL:
+                return None
+            return np.asarray(onnx.numpy_helper.to_array(values.tensor))
+        return np.asarray(values)
+
+    @staticmethod
+    def is_constant(handle: Handle) -> bool:
+        """Whether the tensor is an initializer."""
+        return isinstance(handle, gs.Constant)
+
+    def variable(self, name: str, dtype: np.dtype[Any], shape: Shape) -> Handle:
+        """A new tensor; a taken name gets a number."""
+        handle = gs.Variable(self.unused(name), dtype=dtype, shape=_exported(shape))
+        self.tensors[handle.name] = handle
+        return handle
+
+    @staticmethod
+    def omitted() -> Handle:
+        """The place of an optional input or output that is left out."""
+        return gs.Variable.empty()
+
+    def constant(self, name: str, value: np.ndarray[Any, Any]) -> Handle:
+        """A new initializer."""
+        handle = gs.Constant(self.unused(name), np.ascontiguousarray(value).reshape(value.shape))
+        self.tensors[handle.name] = handle
+        return handle
+
+    def node(
+        self,
+        op: str,
+        inputs: Sequence[Handle | None],
+        outputs: Sequence[Handle],
+        attributes: Mapping[str, Any],
+        *,
+        name: str,
+        domain: str = "",
+    ) -> None:
+        """Append a node. None among the inputs is an omitted optional one."""
+        self._graph.nodes.append(
+            gs.Node(
+                op=op,
+                name=name,
+                attrs=dict(attributes),
+                inputs=[self.omitted() if handle is None else handle for handle in inputs],
+                outputs=list(outputs),
+                domain=domain or None,
+            )
+        )
+
+    def add_input(self, name: str, dtype: np.dtype[Any], shape: Shape) -> Handle:
+        """A new graph input."""
+        handle = self.variable(name, dtype, shape)
+        self._graph.inputs.append(handle)
+        return handle
+
+    def set_outputs(self, handles: Sequence[Handle]) -> None:
+        """The graph outputs from now on."""
+        self._graph.outputs = list(handles)
+
+    def rename(self, handle: Handle, name: str) -> None:
+        """Give a tensor another name; it must be free."""
+        del self.tensors[handle.name]
+        handle.name = name
+        self.tensors[name] = handle
+
+    def unused(self, name: str) -> str:
+        """`name`, or the first of name_2, name_3 ... that no tensor has."""
+        if name not in self.tensors:
+            return name
+        number = 2
+        while f"{name}_{number}" in self.tensors:
+            number += 1
+        return f"{name}_{number}"
+
+    def export(self, metadata: Mapping[str, str]) -> onnx.ModelProto:
+        """Drop what no output needs and write the model, with `metadata` added to its metadata_props."""
+        needed = {id(handle) for handle in self._graph.outputs}
+        kept = []
+        for node in reversed(self._graph.nodes):
+            if any(id(handle) in needed for handle in node.outputs):
+                kept.append(node)
+                needed.update(id(handle) for handle in node.inputs)
+                for subgraph in node.subgraphs(recursive=True):
+                    needed.update(id(handle) for inner in subgraph.nodes for handle in inner.inputs)
+        self._graph.nodes = kept[::-1]
+        proto = gs.export_onnx(self._graph, do_type_check=False)
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model_without_graph())
+        model.graph.CopyFrom(proto.graph)
+        model.graph.name = self._model.graph.name or "explainer"
+        for key, value in metadata.items():
+            entry = model.metadata_props.add()
+            entry.key, entry.value = key, value
+        return model
+
+    def _model_without_graph(self) -> onnx.ModelProto:
+        bare = onnx.ModelProto(
+            ir_version=self._model.ir_version,
+            producer_name=self._model.producer_name,
+            producer_version=self._model.producer_version,
+            domain=self._model.domain,
+            model_version=self._model.model_version,
+            doc_string=self._model.doc_string,
+        )
+        bare.opset_import.extend(self._model.opset_import)
+        bare.metadata_props.extend(self._model.metadata_props)
+        return bare
+
+
+def _exported(shape: Shape) -> list[int | str | None] | None:
+    return None if shape is None else list(shape)

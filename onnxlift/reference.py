@@ -1,0 +1,374 @@
+"""The lower end of the walk: what the inputs are compared with, and the run of the model at that reference.
+
+The twin replay: the nodes that depend on an attributed tensor are emitted a second time at the reference; everything
+else is shared. A constant reference makes a constant replay, which ONNX Runtime folds when it loads the explainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxlift.errors import OptionError, RuleError
+from onnxlift.flow import Flow, ancestors, dependents, names, reads
+from onnxlift.graph import Dim, Graph, Shape
+from onnxlift.site import Pairing
+from onnxlift.tensor import Array, Emitter, Tensor, concat, expand, reshape, shape_of, unsqueeze
+
+ReferenceSpec = str | Mapping[str, Array]
+
+REFERENCES = "references"
+"""The symbol of the axis that counts references (K)."""
+PAIRS = "pairs"
+"""The symbol of an axis that counts pairs of a sample and a reference of its own (N * K)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The leading axis shared by the inputs and the explained tensor; `dim` is its extent or symbol.
+
+    `led`: every tensor on the path has this very axis in front, so that a run with another extent is sound and
+    values of N samples and of K references can be brought together row by row.
+    """
+
+    dim: Dim
+    led: bool
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The model at the input and at the reference: tensor name -> tensor; and how their batches meet.
+
+    A name that is missing from `at_x` is the model's own tensor, one missing from `at_r` is the same as at x.
+    `crossed`: the N * K pairs that contributions are averaged over; None where every sample has one reference.
+    """
+
+    at_x: Mapping[str, Tensor]
+    at_r: Mapping[str, Tensor]
+    pairing: Pairing
+    crossed: Crossed | None = None
+
+
+class Thin(Pairing):
+    """One reference for all samples: values at the reference have one row, which broadcasts."""
+
+    thin = True
+
+
+class Crossed(Pairing):
+    """K references for N samples: both are brought to N * K rows, sample-major, where a rule asks for a value.
+
+    `grouped`: every sample has K references of its own, so that the reference run has N * K rows already.
+    """
+
+    def __init__(self, batch: Dim, samples: Tensor, references: Tensor, grouped: bool) -> None:
+        self.batch = batch
+        self.samples = samples
+        self.references = references
+        self.grouped = grouped
+
+    def x(self, tensor: Tensor) -> Tensor:
+        return repeat_rows(tensor, self.references) if self._leads(tensor, self.batch) else tensor
+
+    def r(self, tensor: Tensor) -> Tensor:
+        if self.grouped or not self._leads(tensor, REFERENCES):
+            return tensor
+        ones = tensor.emitter.ints([1] * (tensor.rank - 1))
+        shape = (None, *(tensor.shape or ())[1:])
+        return tensor.emitter.op("Tile", tensor, concat([self.samples, ones], axis=0), shape=shape)
+
+    def shape(self, tensor: Tensor) -> Tensor:
+        if not self._leads(tensor, self.batch):
+            return shape_of(tensor)
+        rows = self.samples * self.references
+        return concat([rows, shape_of(tensor, 1)], axis=0) if tensor.rank > 1 else rows
+
+    @staticmethod
+    def _leads(tensor: Tensor, symbol: Dim) -> bool:
+        return bool(tensor.shape) and tensor.shape[0] == symbol  # type: ignore[index]
+
+
+def repeat_rows(tensor: Tensor, times: Tensor) -> Tensor:
+    """Every row `times` (int64, shape [1]) times in a row: [N, ...] -> [N * times, ...]."""
+    assert tensor.shape is not None
+    rest = tensor.shape[1:]
+    ones = tensor.emitter.ints([1] * len(rest))
+    wide = expand(unsqueeze(tensor, [1]), concat([tensor.emitter.ints([1]), times, ones], axis=0))
+    result = reshape(wide, _rows_and(rest, tensor))
+    result.shape = (None, *rest)
+    return result
+
+
+def _rows_and(rest: Sequence[Dim], tensor: Tensor) -> Tensor | list[int]:
+    if all(isinstance(dim, int) for dim in rest):
+        return [-1, *(dim for dim in rest if isinstance(dim, int))]
+    start = tensor.rank - len(rest)
+    return concat([tensor.emitter.ints([-1]), shape_of(tensor, start)], axis=0)
+
+
+def find_batch(graph: Graph, flow: Flow, given: Sequence[str]) -> Batch | None:
+    """The batch axis, or None where inputs and explained tensor share no leading axis."""
+    shapes = [graph.shape(graph.tensors[name]) for name in (*given, flow.target)]
+    if any(shape is not None and not shape for shape in shapes):
+        return None
+    *leads, last = [shape[0] if shape else None for shape in shapes]
+    if len(set(leads)) != 1 or leads[0] is None:
+        return None
+    dim = leads[0]
+    if last == dim:
+        return Batch(dim, isinstance(dim, str) and _is_led(graph, flow, dim))
+    return Batch(dim, led=False) if isinstance(dim, str) and not isinstance(last, int) else None
+
+
+def _is_led(graph: Graph, flow: Flow, batch: str) -> bool:
+    """Whether samples stay apart on the leading axis of everything that the backward walk will touch."""
+    rerun = dependents(graph, flow.sources, through_shapes=True)
+    for step in flow.steps:
+        for name in (*names(step.node.inputs), *names(step.node.outputs)):
+            shape = graph.shape(graph.tensors[name])
+            if name in flow.active:
+                if not shape or shape[0] != batch or batch in shape[1:]:
+                    return False
+            elif not graph.is_constant(graph.tensors[name]) and (
+                shape is None or (batch in shape and (name not in rerun or shape[0] != batch))
+            ):
+                return False
+    for node in graph.nodes:  # what only the reference run touches must not mix in samples of the input run
+        if not rerun.isdisjoint(names(node.outputs)):
+            for name in names(node.inputs):
+                shape = graph.shape(graph.tensors[name])
+                shared = name not in rerun and not graph.is_constant(graph.tensors[name])
+                if shared and (shape is None or batch in shape):
+                    return False
+    return True
+
+
+def given_inputs(graph: Graph, sources: Sequence[str]) -> list[str]:
+    """The graph inputs that need a reference: attributed ones, and those that attributed tensors come from."""
+    above = ancestors(graph, sources)
+    return [name for name in graph.inputs if name in above]
+
+
+def run_twice(emitter: Emitter, flow: Flow, given: Sequence[str], batch: Batch | None, spec: ReferenceSpec) -> Runs:
+    """Emit the run of the model at the reference (and, where batches cannot meet otherwise, a tiled one at x)."""
+    graph = emitter.graph
+    model_inputs = graph.inputs
+    kind = spec if isinstance(spec, str) else "baked"
+    inputs = {name: emitter.tensor(name) for name in given}
+    arrays = {} if isinstance(spec, str) else _checked(spec, inputs, batch)
+    several = kind in ("shared", "grouped") or any(len(array) > 1 for array in arrays.values() if batch)
+    if several and (batch is None or not isinstance(batch.dim, str)):
+        raise OptionError(
+            "several references need a batch axis of unknown size in front of every input and of the explained "
+            f"tensor, but input {given[0]!r} has shape {list(inputs[given[0]].shape or ())}: export the model with a "
+            "dynamic batch axis, or use reference='paired' and average over calls"
+        )
+    with emitter.scope("reference"):
+        match kind:
+            case "paired":
+                at_r = {name: _graph_input(emitter, x, x.shape) for name, x in inputs.items()}
+            case "shared":
+                at_r = {name: _graph_input(emitter, x, (REFERENCES, *_rest(x))) for name, x in inputs.items()}
+            case "grouped":
+                at_r = {
+                    name: _graph_input(emitter, x, ((x.shape or ("",))[0], REFERENCES, *_rest(x)))
+                    for name, x in inputs.items()
+                }
+            case "zeros":
+                at_r = {name: _zeros(emitter, x, batch) for name, x in inputs.items()}
+            case "baked":
+                at_r = {name: emitter.wrap(graph.constant(f"{name}_reference", arrays[name])) for name in given}
+            case _:
+                raise OptionError(
+                    f"unknown reference {kind!r}: 'paired', 'shared', 'grouped', 'zeros' or a dict of arrays"
+                )
+        if several:
+            assert batch is not None
+            return _several(emitter, flow, model_inputs, inputs, at_r, batch, grouped=kind == "grouped")
+        if kind != "paired" and batch is not None:
+            if batch.led:
+                return Runs({}, _reference_run(emitter, flow, at_r, 1), Thin())
+            at_r = {name: _spread(r, inputs[name]) for name, r in at_r.items()}
+        return Runs({}, _reference_run(emitter, flow, at_r), Pairing())
+
+
+def _several(
+    emitter: Emitter,
+    flow: Flow,
+    model_inputs: Sequence[str],
+    inputs: Mapping[str, Tensor],
+    at_r: Mapping[str, Tensor],
+    batch: Batch,
+    grouped: bool,
+) -> Runs:
+    """K references: cross the two runs lazily where samples stay apart, else run the model on tiled inputs."""
+    first = next(iter(inputs))
+    samples = shape_of(inputs[first], 0, 1)
+    references = shape_of(at_r[first], 1, 2) if grouped else shape_of(at_r[first], 0, 1)
+    crossed = Crossed(batch.dim, samples, references, grouped)
+    if grouped:
+        at_r = {name: _merge_rows(r) for name, r in at_r.items()}
+    if batch.led:
+        lead = PAIRS if grouped else REFERENCES
+        return Runs({}, _reference_run(emitter, flow, at_r, lead), crossed, crossed)
+    graph = emitter.graph
+    tiled = {
+        name: repeat_rows(emitter.tensor(name), references)
+        for name in model_inputs
+        if (graph.shape(graph.tensors[name]) or (None,))[0] == batch.dim
+    }
+    at_x = _replay(emitter, tiled, ancestors(graph, [flow.target]), "tiled", batch.dim, PAIRS)
+    at_r = {name: crossed.r(r) for name, r in at_r.items()}
+    return Runs(at_x, _reference_run(emitter, flow, at_r, at_x=at_x), Pairing(), crossed)
+
+
+def _reference_run(
+    emitter: Emitter,
+    flow: Flow,
+    at_r: Mapping[str, Tensor],
+    lead: Dim = None,
+    at_x: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The model at the reference: first down to the attributed tensors, then from them to the target.
+
+    `lead` is the leading extent of the reference run where it differs from the input's (None: it does not). Only the
+    attributed tensors differ between the two runs: what else is computed from a given input is taken at x.
+    """
+    graph = emitter.graph
+    batch = next((graph.shape(graph.tensors[name]) or (None,))[0] for name in at_r)
+    above = _replay(emitter, at_r, ancestors(graph, flow.sources), "reference", batch, lead, at_x)
+    start = {name: above[name] for name in flow.sources}
+    return _replay(emitter, start, ancestors(graph, [flow.target]), "reference", batch, lead, at_x)
+
+
+def _replay(
+    emitter: Emitter,
+    start: Mapping[str, Tensor],
+    wanted: set[str],
+    suffix: str,
+    batch: Dim,
+    lead: Dim,
+    base: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Emit again what depends on `start` and leads to `wanted`, with `start` in place of the model's tensors.
+
+    `lead` replaces the leading extent `batch`; what depends on shapes is emitted again then. What does not depend on
+    `start` is taken from `base`, or from the model.
+    """
+    graph = emitter.graph
+    run = dict(start)
+    moved = dependents(graph, start, through_shapes=lead is not None)
+    for node in graph.nodes:
+        outputs = names(node.outputs)
+        if moved.isdisjoint(outputs) or wanted.isdisjoint(outputs) or all(name in run for name in outputs):
+            continue
+        if set(reads(node)) - set(names(node.inputs)):
+            raise RuleError(f"node {node.name!r} ({node.op}) has a subgraph that reads outer tensors: not supported yet")
+        inputs = [_lookup(emitter, handle.name, run, base) for handle in node.inputs]
+        shapes: list[Shape] = [_led_by(graph.shape(handle), batch, lead) for handle in node.outputs]
+        dtypes = [graph.dtype(handle) or np.dtype(np.float32) for handle in node.outputs]
+        copies = emitter.ops(
+            node.op,
+            *inputs,
+            shapes=shapes,
+            dtypes=dtypes,
+            domain=node.domain or "",
+            names=[f"{handle.name}/{suffix}" if handle.name else "" for handle in node.outputs],
+            **node.attrs,
+        )
+        for handle, copy in zip(node.outputs, copies, strict=True):
+            if handle.name and handle.name not in run:
+                run[handle.name] = copy
+    return run
+
+
+def _lookup(
+    emitter: Emitter, name: str, run: Mapping[str, Tensor], base: Mapping[str, Tensor] | None
+) -> Tensor | None:
+    if not name:
+        return None
+    if name in run:
+        return run[name]
+    return base[name] if base and name in base else emitter.tensor(name)
+
+
+def _led_by(shape: Shape, batch: Dim, lead: Dim) -> Shape:
+    if not shape or lead is None or shape[0] != batch:
+        return shape
+    return (lead, *shape[1:])
+
+
+def _graph_input(emitter: Emitter, x: Tensor, shape: Shape) -> Tensor:
+    name = f"{x.name}_reference"
+    if name in emitter.graph.tensors:
+        raise OptionError(f"the model already has a tensor {name!r}, the name of an explainer input: rename it")
+    return emitter.wrap(emitter.graph.add_input(name, x.dtype, shape))
+
+
+def _zeros(emitter: Emitter, x: Tensor, batch: Batch | None) -> Tensor:
+    shape = shape_of(x) if batch is None else concat([emitter.ints([1]), shape_of(x, 1)], axis=0)
+    if shape.value is None and x.shape is not None and batch and all(isinstance(dim, int) for dim in x.shape[1:]):
+        shape = emitter.ints([1, *(dim for dim in x.shape[1:] if isinstance(dim, int))])
+    return expand(emitter.constant(0, x.dtype), shape)
+
+
+def _spread(r: Tensor, x: Tensor) -> Tensor:
+    result = expand(r, shape_of(x))
+    result.shape = x.shape
+    return result
+
+
+def _merge_rows(r: Tensor) -> Tensor:
+    """[N, K, ...] -> [N * K, ...]."""
+    rest = (r.shape or ())[2:]
+    merged = reshape(r, _rows_and(rest, r))
+    merged.shape = (None, *rest)
+    return merged
+
+
+def _rest(x: Tensor) -> Sequence[Dim]:
+    return (x.shape or ("",))[1:]
+
+
+def _checked(spec: Mapping[str, Array], inputs: Mapping[str, Tensor], batch: Batch | None) -> dict[str, Array]:
+    """The arrays to bake in, one per input: leading axis 1 or K, the other axes those of the input."""
+    _same_names(spec, inputs)
+    arrays = {name: np.asarray(spec[name]) for name in inputs}
+    for name, x in inputs.items():
+        array = arrays[name]
+        wanted = list(x.shape or ())
+        if array.dtype.kind not in "fiub":
+            raise OptionError(f"the reference of {name!r} has dtype {array.dtype}; a numeric array is needed")
+        if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
+            raise OptionError(f"the reference of {name!r} contains NaN or infinite values")
+        free = 1 if batch else 0
+        fits = array.ndim == len(wanted) and all(
+            not isinstance(dim, int) or dim == size
+            for dim, size in zip(wanted[free:], array.shape[free:], strict=True)
+        )
+        if not fits or not array.size:
+            lead = "1 or K" if batch else ""
+            raise OptionError(
+                f"the reference of {name!r} has shape {list(array.shape)}, expected "
+                f"{[lead, *wanted[1:]] if batch else wanted}"
+            )
+        arrays[name] = array.astype(x.dtype)
+    most = max(len(array) for array in arrays.values()) if batch else 1
+    for name, array in arrays.items():
+        if batch and len(array) not in (1, most):
+            raise OptionError(f"the references of the inputs differ in number: {name!r} has {len(array)}, not {most}")
+        if batch and len(array) != most:
+            arrays[name] = np.repeat(array, most, axis=0)
+    return arrays
+
+
+def _same_names(spec: Mapping[str, Array], inputs: Iterable[str]) -> None:
+    wanted = set(inputs)
+    if set(spec) != wanted:
+        raise OptionError(
+            f"references are given for {sorted(spec)}, but they are needed for {sorted(wanted)}: the graph inputs "
+            "that the attributed tensors are computed from"
+        )
+

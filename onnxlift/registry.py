@@ -1,0 +1,102 @@
+"""Which rule serves which operator: the table that `rules/` fills and everything else reads.
+
+An operator has one default rule and any number of alternatives, chosen by name in a plan. An operator whose output
+carries no importance although its input does is a *stop*, with the reason; whatever is in neither table is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnxlift.site import Site
+    from onnxlift.tensor import Tensor
+
+RuleFunction = Callable[["Site"], "Sequence[Tensor | None]"]
+"""Site in; out come the multipliers of its inputs (then of its condition roots), None where nothing flows."""
+
+AI_ONNX_ML = "ai.onnx.ml"
+
+
+class Unsupported(Exception):  # noqa: N818 - a verdict about one node, turned into a RuleError that lists all of them
+    """A rule exists for the operator but not for this node; the message says why."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the multipliers of one operator's inputs follow from those of its outputs.
+
+    `broadcasts`: the operator broadcasts its inputs, so that the multipliers come in the output's shape and the walk
+    sums them back. `conditions`: the rule knows what to do when an integer or boolean input depends on the data.
+    """
+
+    name: str
+    op: str
+    domain: str
+    multipliers: RuleFunction
+    broadcasts: bool
+    conditions: bool
+
+    @property
+    def equation(self) -> str:
+        """The first line of the rule's docstring."""
+        return (self.multipliers.__doc__ or "").strip().split("\n")[0]
+
+
+_RULES: dict[tuple[str, str], dict[str, Rule]] = {}
+_DEFAULT: dict[tuple[str, str], str] = {}
+_STOPS: dict[tuple[str, str], str] = {}
+
+
+def rule(
+    name: str,
+    *ops: str,
+    domain: str = "",
+    default: bool = True,
+    broadcasts: bool = False,
+    conditions: bool = False,
+) -> Callable[[RuleFunction], RuleFunction]:
+    """Register the decorated function as rule `name` of `ops`, as their default unless told otherwise."""
+
+    def register(function: RuleFunction) -> RuleFunction:
+        for op in ops:
+            named = _RULES.setdefault((domain, op), {})
+            if name in named or (domain, op) in _STOPS or (default and (domain, op) in _DEFAULT):
+                raise ValueError(f"operator {op} already has a rule {name!r}, a default rule or a stop")
+            named[name] = Rule(name, op, domain, function, broadcasts, conditions)
+            if default:
+                _DEFAULT[(domain, op)] = name
+        return function
+
+    return register
+
+
+def stop(reason: str, *ops: str, domain: str = "") -> None:
+    """Declare that importance ends at `ops`."""
+    for op in ops:
+        if (domain, op) in _STOPS or (domain, op) in _RULES:
+            raise ValueError(f"operator {op} is registered twice")
+        _STOPS[(domain, op)] = reason
+
+
+def find(op: str, domain: str = "", name: str | None = None) -> Rule | None:
+    """The rule `name` of an operator, or its default; None where there is none."""
+    key = (domain, op)
+    chosen = name if name is not None else _DEFAULT.get(key)
+    return None if chosen is None else _RULES.get(key, {}).get(chosen)
+
+
+def stop_reason(op: str, domain: str = "") -> str | None:
+    """Why importance ends at an operator; None where it does not."""
+    return _STOPS.get((domain, op))
+
+
+def rules() -> list[Rule]:
+    """Every rule, ordered by domain and operator; an operator's default first."""
+    return [
+        rule
+        for key in sorted(_RULES)
+        for rule in sorted(_RULES[key].values(), key=lambda rule: rule.name != _DEFAULT.get(key))
+    ]

@@ -1,0 +1,172 @@
+"""The upper end of the walk: which tensor is explained, and the multiplier it starts with.
+
+The target is t = sum(seed * output) per sample; the seed is one-hot, or the weights the user gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+
+import numpy as np
+
+from onnxlift.errors import OptionError
+from onnxlift.flow import is_float, names
+from onnxlift.graph import Graph
+from onnxlift.tensor import (
+    INT64,
+    Emitter,
+    Tensor,
+    cast,
+    logical_and,
+    reduce_sum,
+    reshape,
+    shape_of,
+    slice_axis,
+    unsqueeze,
+    where,
+)
+
+TargetSpec = int | Sequence[int] | str | None
+
+PRE_ACTIVATION = ("Softmax", "Sigmoid")
+PASSED_OVER = ("Identity", "Dropout", "Cast", "Reshape", "Flatten", "Squeeze")
+
+
+def explained_tensor(graph: Graph, output: str | None, pre_activation: bool) -> tuple[str, str | None]:
+    """The tensor to explain, and the operator stepped over to get there.
+
+    Default: the first float output. A final Softmax or Sigmoid is stepped over to its logits (LIFTPAD 2.4,
+    DeepLIFT 3.6), looking through Identity, Cast and reshapes that follow it.
+    """
+    if output is None:
+        floats = [name for name in graph.outputs if is_float(graph, name)]
+        if not floats:
+            raise OptionError(f"the model has no float output; its outputs are {_listed(graph.outputs)}")
+        output = floats[0]
+    elif output not in graph.tensors:
+        raise OptionError(f"no tensor {output!r} in the model; its outputs are {_listed(graph.outputs)}")
+    elif not is_float(graph, output):
+        raise OptionError(f"tensor {output!r} is {graph.dtype(graph.tensors[output])}: only a float can be explained")
+    if pre_activation and output in graph.outputs:
+        producers = {name: node for node in graph.nodes for name in names(node.outputs)}
+        node = producers.get(output)
+        while node is not None and node.op in PASSED_OVER and is_float(graph, node.inputs[0].name):
+            node = producers.get(node.inputs[0].name)
+        if node is not None and node.op in PRE_ACTIVATION:
+            return node.inputs[0].name, f"{node.op} {node.name!r}"
+    return output, None
+
+
+def seed(emitter: Emitter, y: Tensor, spec: TargetSpec, batched: bool) -> Tensor:
+    """The multiplier of `y`: shape of `y`, with extent 1 on the batch axis where all samples share it."""
+    if y.shape is None:
+        raise OptionError(f"the rank of tensor {y.name!r} cannot be inferred, so no target can be chosen in it")
+    rest = y.shape[1:] if batched else y.shape
+    with emitter.scope("target"):
+        match spec:
+            case None:
+                if any(dim != 1 for dim in rest):
+                    raise OptionError(
+                        f"tensor {y.name!r} has {_shown(rest)} neurons per sample: choose a target (an index, "
+                        f"'argmax', 'input' or 'weights')"
+                    )
+                return emitter.constant(np.ones((1,) * len(y.shape)), y.dtype)
+            case "argmax":
+                return _argmax(emitter, y, batched)
+            case "input":
+                return _run_time_index(emitter, y, batched)
+            case "weights":
+                handle = emitter.graph.add_input(_free(emitter.graph, "target_weights"), y.dtype, y.shape)
+                return emitter.wrap(handle)
+            case str():
+                raise OptionError(f"unknown target {spec!r}: an index, 'argmax', 'input', 'weights' or nothing")
+            case _:
+                index = (spec,) if isinstance(spec, int | np.integer) else tuple(spec)
+                return _fixed_index(emitter, y, tuple(int(i) for i in index), len(y.shape) - len(rest))
+
+
+def weighted_sum(y: Tensor, weights: Tensor, batched: bool) -> Tensor:
+    """t = sum(weights * y) per sample, in float32 at least: shape [N], or a scalar where there is no batch axis."""
+    wide = cast(y, np.result_type(y.dtype, np.float32) if y.dtype.kind == "f" else np.dtype(np.float32))
+    weights = cast(weights, wide.dtype)
+    selected = where(weights.equals(0), 0.0, weights * wide)
+    return reduce_sum(selected, range(int(batched), y.rank), keepdims=False)
+
+
+def _fixed_index(emitter: Emitter, y: Tensor, index: tuple[int, ...], lead: int) -> Tensor:
+    assert y.shape is not None
+    rest = y.shape[lead:]
+    if len(index) != len(rest):
+        raise OptionError(
+            f"target {_shown(index)} has {len(index)} indices, but tensor {y.name!r} has {len(rest)} axes "
+            f"{_shown(rest)} per sample"
+        )
+    onehots = []
+    for axis, (i, dim) in enumerate(zip(index, rest, strict=True), start=lead):
+        if i < 0 or (isinstance(dim, int) and i >= dim):
+            raise OptionError(f"target {_shown(index)} is out of range for tensor {y.name!r} of shape {_shown(rest)}")
+        position = emitter.constant(i, INT64)
+        onehots.append(cast(_arange(emitter, y, axis).equals(position), y.dtype))
+    if not onehots:
+        return emitter.constant(np.ones((1,) * lead), y.dtype)
+    return reduce(Tensor.__mul__, onehots)
+
+
+def _argmax(emitter: Emitter, y: Tensor, batched: bool) -> Tensor:
+    assert y.shape is not None
+    lead, neurons = (y.shape[0] if batched else 1), y.shape[1:] if batched else y.shape
+    count = neurons[0] if len(neurons) == 1 else None
+    flat = emitter.op("Flatten", y, axis=int(batched), shape=(lead, count))
+    winner = emitter.op("ArgMax", flat, axis=1, keepdims=1, shape=(lead, 1))
+    onehot = cast(_arange(emitter, flat, 1).equals(winner), y.dtype)
+    seed = reshape(onehot, shape_of(y))
+    seed.shape = y.shape
+    return seed
+
+
+def _run_time_index(emitter: Emitter, y: Tensor, batched: bool) -> Tensor:
+    """One-hot at the graph input `target`; NaN for a sample whose index is out of range, never another neuron."""
+    assert y.shape is not None
+    lead = int(batched)
+    axes = range(lead, y.rank)
+    if not axes:
+        raise OptionError(f"tensor {y.name!r} has one neuron per sample: leave the target out")
+    single = batched and len(axes) == 1
+    shape = y.shape[:1] if single else (*y.shape[:lead], len(axes))
+    index = emitter.wrap(emitter.graph.add_input(_free(emitter.graph, "target"), INT64, shape))
+    hits, inside = [], []
+    for position, axis in enumerate(axes):
+        column = index if single else slice_axis(index, lead, position, position + 1)
+        i = unsqueeze(column, range(len(column.shape or ()), y.rank))
+        hits.append(cast(_arange(emitter, y, axis).equals(i), y.dtype))
+        inside += [i >= 0, i < reshape(shape_of(y, axis, axis + 1), [1] * y.rank)]
+    return where(reduce(logical_and, inside), reduce(Tensor.__mul__, hits), float("nan"))
+
+
+def _arange(emitter: Emitter, y: Tensor, axis: int) -> Tensor:
+    """0, 1, ..., D-1 along `axis`, extent 1 along the other axes."""
+    assert y.shape is not None
+    dim = y.shape[axis]
+    shape = [1] * y.rank
+    if isinstance(dim, int):
+        shape[axis] = dim
+        return emitter.constant(np.arange(dim).reshape(shape), INT64)
+    shape[axis] = -1
+    limit = reshape(shape_of(y, axis, axis + 1), [])
+    zero, one = (emitter.constant(number, INT64) for number in (0, 1))
+    return reshape(emitter.op("Range", zero, limit, one, shape=(None,)), shape)
+
+
+def _free(graph: Graph, name: str) -> str:
+    if name in graph.tensors:
+        raise OptionError(f"the model already has a tensor {name!r}, the name of an explainer input: rename it")
+    return name
+
+
+def _listed(values: Sequence[str]) -> str:
+    return ", ".join(repr(value) for value in values)
+
+
+def _shown(values: Sequence[object]) -> str:
+    return "[" + ", ".join("?" if value is None else str(value) for value in values) + "]"

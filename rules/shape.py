@@ -1,0 +1,188 @@
+"""Movement operators: values change place, multipliers move back."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxlift.registry import rule
+from onnxlift.site import Site, Value, unbroadcast
+from onnxlift.tensor import (
+    INT64,
+    Tensor,
+    cast,
+    concat,
+    expand,
+    logical_and,
+    logical_not,
+    logical_or,
+    maximum,
+    minimum,
+    reshape,
+    shape_of,
+    transpose,
+    unsqueeze,
+    where,
+)
+
+
+@rule("movement", "Identity", "Dropout")
+def identity(site: Site) -> list[Tensor]:
+    """m_x = m_y."""
+    training = site.constant(2, "training_mode") if site.op == "Dropout" else None
+    if training is not None and training.item():
+        site.refuse("it drops at random (training mode)")
+    return [site.m]
+
+
+@rule("movement", "Cast", "CastLike", conditions=True)
+def convert(site: Site) -> list[Tensor | None]:
+    """m_x = m_y in x's precision; of an indicator c(z): m_z = m_y (c - c0) / dz."""
+    if site.roots:
+        return [*(None for _ in site.inputs), _jump(site, site.m * site.y.d)]
+    return [cast(site.m, site.x.dtype)]
+
+
+def _jump(site: Site, contribution: Tensor) -> Tensor:
+    """The multiplier of the condition's root that turns a change of the condition into `contribution`."""
+    z = site.roots[0]
+    m = where(z.d.equals(0), 0.0, cast(contribution, z.dtype) / z.d)
+    return unbroadcast(m, site.y.shape, z)
+
+
+@rule("movement", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
+def reshaped(site: Site) -> list[Tensor]:
+    """m_x is m_y in x's shape."""
+    return [site.x.like(site.m)]
+
+
+@rule("movement", "Transpose")
+def transposed(site: Site) -> list[Tensor]:
+    """The inverse permutation."""
+    permutation = site.attribute("perm", list(range(site.x.rank))[::-1])
+    return [transpose(site.m, [int(axis) for axis in np.argsort(permutation)])]
+
+
+@rule("movement", "Expand", broadcasts=True)
+def expanded(site: Site) -> list[Tensor]:
+    """m_x sums m_y over the axes along which x was repeated."""
+    return [site.m]
+
+
+@rule("movement", "Concat")
+def concatenated(site: Site) -> list[Tensor | None]:
+    """Every part gets its piece of m_y."""
+    axis = site.attribute("axis") % site.y.rank
+    parts = [site.input(index) for index in range(len(site.inputs))]
+    if len(parts) == 1:
+        return [site.m]
+    sizes = concat([part.dim(axis) for part in parts], axis=0)
+    return list(
+        site.emitter.ops("Split", site.m, sizes, axis=axis, shapes=[part.shape for part in parts])
+    )
+
+
+@rule("movement", "Split")
+def split(site: Site) -> list[Tensor]:
+    """The pieces of m_y side by side; zeros for an output that does not reach the target."""
+    axis = site.attribute("axis", 0) % site.x.rank
+    pieces = [
+        value.zeros() if m is None else m
+        for value, m in zip(site.outputs, site.multipliers, strict=True)
+        if value is not None
+    ]
+    return [concat(pieces, axis)]
+
+
+@rule("movement", "Where", conditions=True)
+def selected(site: Site) -> list[Tensor | None]:
+    """m_a = m_y where c, m_b = m_y elsewhere; where c(z) differs from c0, m_z = m_y dy / dz."""
+    condition, a, b = site.input(0), site.input(1), site.input(2)
+    m, of = site.m, site.y.shape
+    chosen, rejected = condition.x, logical_not(condition.x)
+    jump = None
+    if site.roots:
+        c, c0 = condition.x, condition.r
+        chosen, rejected = logical_and(c, c0), logical_not(logical_or(c, c0))
+        jump = _jump(site, where(logical_or(chosen, rejected), 0.0, m * site.y.d))
+    m_a = unbroadcast(where(chosen, m, 0.0), of, a) if a.active else None
+    m_b = unbroadcast(where(rejected, m, 0.0), of, b) if b.active else None
+    return [None, m_a, m_b, jump]
+
+
+@rule("movement", "Trilu")
+def triangle(site: Site) -> list[Tensor | None]:
+    """The same triangle of m_y."""
+    site.only_active(0)
+    diagonal = site.optional(1)
+    return [site.emitter.op("Trilu", site.m, diagonal and diagonal.x, upper=site.attribute("upper", 1))]
+
+
+@rule("movement", "Pad")
+def padded(site: Site) -> list[Tensor | None]:
+    """Cut the padding off m_y; add it back to where it was copied from in the modes that copy."""
+    site.only_active(0)
+    if site.attribute("mode", "constant") != "constant":
+        return by_index(site)
+    pads, axes = site.input(1), site.optional(3)
+    if pads.constant is None or (pads.constant < 0).any() or (axes is not None and axes.constant is None):
+        return [site.emitter.op("Pad", site.m, -pads.x, None, axes and axes.x)]
+    begins, ends = np.split(pads.constant, 2)
+    along = range(site.x.rank) if axes is None or axes.constant is None else [int(a) for a in axes.constant]
+    stops = [-int(end) if end else np.iinfo(np.int64).max for end in ends]
+    return [site.emitter.op("Slice", site.m, *map(site.emitter.ints, (begins.tolist(), stops, along)))]
+
+
+@rule("movement", "Slice")
+def sliced(site: Site) -> list[Tensor | None]:
+    """m_y surrounded by zeros."""
+    site.only_active(0)
+    x = site.x
+    starts, axes, steps = (site.optional(index) for index in (1, 3, 4))
+    known = all(value is None or value.constant is not None for value in (starts, axes, steps))
+    if starts is None or not known or (steps is not None and (steps.constant != 1).any()):
+        return by_index(site)
+    begins = [int(start) for start in starts.constant]
+    along = range(len(begins)) if axes is None else [int(axis) % x.rank for axis in axes.constant]
+    return [_zero_pad(site.m, x, dict(zip(along, begins, strict=True)))]
+
+
+def _zero_pad(m: Tensor, x: Value, begins: dict[int, int]) -> Tensor:
+    """Zeros around m up to x's extents; `begins` gives the position of m along each axis (from the end if < 0)."""
+    emitter = m.emitter
+    zero = emitter.ints([0])
+    before, after = [zero] * x.rank, [zero] * x.rank
+    for axis, begin in begins.items():
+        extent = x.dim(axis)
+        start = emitter.ints([begin]) if begin >= 0 else maximum(extent + begin, 0)
+        start = minimum(start, extent)
+        before[axis], after[axis] = start, extent - start - shape_of(m, axis, axis + 1)
+    return emitter.op("Pad", m, concat([*before, *after], axis=0), shape=x.shape)
+
+
+@rule("movement", "Gather")
+def gathered(site: Site) -> list[Tensor | None]:
+    """Every multiplier goes back to the place that its value came from; places taken twice add up."""
+    site.only_active(0)
+    x, indices = site.x, site.input(1)
+    axis = site.attribute("axis", 0) % x.rank
+    if indices.constant is not None and indices.constant.size == 1:
+        at = {axis: int(indices.constant.item())}
+        one = site.m if indices.rank == 1 else unsqueeze(site.m, [axis])
+        if indices.rank <= 1:
+            return [_zero_pad(one, x, at)]
+    return by_index(site)
+
+
+@rule("movement", "GatherElements", "GatherND", "Tile")
+def by_index(site: Site) -> list[Tensor | None]:
+    """The operator moves the numbers 0, 1, 2 ... instead of x; scatter m_y to where they came from, adding up."""
+    site.only_active(0)
+    emitter, x = site.emitter, site.x
+    zero, one = (emitter.constant(number, INT64) for number in (0, 1))
+    size = emitter.op("ReduceProd", x.run_shape, keepdims=0, shape=())
+    numbers = reshape(emitter.op("Range", zero, size, one, shape=(None,)), x.run_shape)
+    rest = [value and value.x for value in site.inputs[1:]]
+    origin = emitter.op(site.op, numbers, *rest, dtype=INT64, shape=site.y.shape, **site.attributes)
+    nothing = expand(emitter.constant(0, x.dtype), unsqueeze(size, [0]))
+    flat = [reshape(tensor, [-1]) for tensor in (origin, site.m)]
+    return [x.like(emitter.op("ScatterElements", nothing, *flat, axis=0, reduction="add", shape=(None,)))]
