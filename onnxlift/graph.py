@@ -95,6 +95,11 @@ class Graph:
         """Whether the tensor is an initializer."""
         return isinstance(handle, gs.Constant)
 
+    @staticmethod
+    def is_computed(handle: Handle) -> bool:
+        """Whether a node computes the tensor (it is no graph input and no initializer)."""
+        return bool(handle.inputs)
+
     def variable(self, name: str, dtype: np.dtype[Any], shape: Shape) -> Handle:
         """A new tensor; a taken name gets a number."""
         handle = gs.Variable(self.unused(name), dtype=dtype, shape=_exported(shape))

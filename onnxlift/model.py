@@ -34,7 +34,7 @@ from onnx import (
 )
 from onnx.reference import ReferenceEvaluator
 
-from .errors import DataError, ModelError
+from onnxlift.errors import DataError, ModelError
 
 BASE_OPSET = 21  # the last one for which ONNX Runtime's CUDA provider has all kernels
 BASE_IR = 10
@@ -269,8 +269,8 @@ def normal_form(model: ModelProto, *, folder: Path | None = None) -> ModelProto:
      5. Constant nodes of the main graph and sparse initializers are dense initializers (strings stay nodes);
      6. nodes on small constants (<= 4096 elements in and out), and on statically known shapes, are computed;
         a Reshape to a shape that only the batch makes dynamic gets a constant like [0, 8, -1]. Nothing bigger
-        is computed; nodes and weights that no output needs are gone. A constant graph output is an Identity
-        of an initializer;
+        is computed; nodes and weights that no output needs are gone. A small constant graph output is an
+        Identity of an initializer, a big one the initializer itself;
      7. every tensor that can be typed has a value_info (stale ones are dropped); dims are ints or symbols.
         Unknown dims of the inputs get symbols: `batch` for leading ones, `<input>_dim<i>` for others.
         Products of symbols are written "4*batch";
@@ -302,7 +302,7 @@ def normal_form(model: ModelProto, *, folder: Path | None = None) -> ModelProto:
     work.metadata_props.extend(model.metadata_props)
     work.graph.name, work.graph.doc_string = model.graph.name or "graph", model.graph.doc_string
     work.graph.metadata_props.extend(model.graph.metadata_props)
-    used = _used(work.graph)
+    used = _used(work.graph) | {value.name for value in work.graph.output}
     work.graph.initializer.extend(tensor for name, tensor in heavy.items() if name in used)
     return work
 
@@ -436,7 +436,7 @@ def _inline(work: ModelProto) -> ModelProto:
     try:
         _sort(work.graph, top=True)
         result = inliner.inline_local_functions(work, convert_version=True)
-    except RuntimeError as error:
+    except Exception as error:  # RuntimeError, ValidationError, ConvertError
         raise ModelError(f"The model's local functions cannot be inlined: {error}") from error
     if result.functions:
         names = sorted(f"{function.domain}::{function.name}" for function in result.functions)
@@ -530,9 +530,17 @@ def _to_base_opset(work: ModelProto) -> ModelProto:
         old = [node for node in before if node.op_type in ("Upsample", "Resize") and not node.domain]
         new = [node for node in _nodes(result) if node.op_type == "Resize" and not node.domain]
         renamed = {}
+        small = {tensor.name: numpy_helper.to_array(tensor) for tensor in result.graph.initializer}
         for a, b in zip(old, new, strict=True):
             b.attribute.append(helper.make_attribute("coordinate_transformation_mode", "asymmetric"))
-            b.attribute.append(helper.make_attribute("nearest_mode", "floor"))
+            scales = small.get(b.input[2], np.ones(1))
+            if (scales < 1).any() and (scales > 1).any():
+                raise ModelError(
+                    f"{_where(a)} of opset {version} scales both up and down. Export it at 11 or later."
+                )
+            b.attribute.append(
+                helper.make_attribute("nearest_mode", "ceil" if (scales < 1).any() else "floor")
+            )
             renamed[b.output[0]], b.output[0] = a.output[0], a.output[0]
         for node in _nodes(result):
             node.input[:] = [renamed.get(name, name) for name in node.input]
@@ -647,8 +655,8 @@ class _Walk:
         return [dim.dim_param or dim.dim_value for dim in shape.shape.dim]
 
     def entries(self, name: str) -> Array | None:
-        """What is known of an integer or boolean tensor, as an object array."""
-        if name in self.known and self.known[name].dtype.kind in "iub":
+        """What is known of a tensor's entries, as an object array."""
+        if name in self.known:
             return self.known[name].astype(object)
         return self.partial.get(name)
 
@@ -683,10 +691,14 @@ class _Walk:
             if better is not None and not tensor.HasField("shape"):
                 tensor.shape.dim.extend(onnx.TensorShapeProto.Dimension() for _ in better)
             hints = declared.tensor_type.shape.dim if name in self.outputs else ()
-            if not tensor.HasField("shape") and hints and inferred.HasField("tensor_type"):
+            ranked = name in self.outputs and declared.tensor_type.HasField("shape")
+            if not tensor.HasField("shape") and ranked and inferred.HasField("tensor_type"):
+                tensor.shape.SetInParent()
                 tensor.shape.dim.extend(onnx.TensorShapeProto.Dimension() for _ in hints)
             for i, dim in enumerate(tensor.shape.dim):
                 value = _dim(dim) if not dim.HasField("dim_value") or dim.dim_value < 0 else dim.dim_value
+                if isinstance(value, str) and value not in self.symbol.taken and _INVENTED.fullmatch(value):
+                    value = None
                 if better is not None and better[i] is not None and not isinstance(value, int):
                     value = better[i]
                 if value is None and len(hints) == len(tensor.shape.dim):
@@ -702,16 +714,13 @@ class _Walk:
 
     def _better_dims(self, node: NodeProto) -> Sequence[Dim | None] | None:
         """Dims of the first output where onnx's inference loses symbols; None: nothing to add."""
-        x, inputs = (
-            self.dims(node.input[0]) if node.input else None,
-            [self.entries(name) for name in node.input],
-        )
+        x = self.dims(node.input[0]) if node.input else None
         if node.domain == "ai.onnx.ml":
             return x if node.op_type in ("Scaler", "Normalizer", "Imputer", "Binarizer") else None
         if node.domain or node.op_type not in _DIMS:
             return None
         with contextlib.suppress(ValueError, TypeError, IndexError, AttributeError):  # an entry is unknown
-            return _DIMS[node.op_type](node, x, *inputs)
+            return _DIMS[node.op_type](node, x, *(self.entries(name) for name in node.input))
         return None
 
     def _compute(self, node: NodeProto, types: Mapping[str, TypeProto]) -> dict[str, Array] | None:
@@ -816,6 +825,16 @@ def _reshape_dims(node: NodeProto, x: list[Dim], _: Array, shape: Array) -> list
     return [None if entry == -1 else entry for entry in result]
 
 
+def _resize_dims(
+    node: NodeProto, x: list[Dim], _: Array, roi: Array, scales: Any = None, sizes: Any = None
+) -> list[Dim | None]:
+    if any(attribute.name in ("axes", "keep_aspect_ratio_policy") for attribute in node.attribute):
+        return [None] * len(x)
+    if sizes is not None:
+        return list(sizes)
+    return [dim if scale == 1 else None for dim, scale in zip(x, scales, strict=True)]
+
+
 def _slice_dims(
     node: NodeProto, x: list[Dim], _: Array, starts: Array, ends: Array, axes: Any = None, steps: Any = None
 ) -> list[Dim | None]:
@@ -840,8 +859,10 @@ _DIMS: dict[str, Callable[..., Sequence[Dim | None]]] = {
         _over(limit.item(), step.item()) if start.item() == 0 else None
     ],
     "Reshape": _reshape_dims,
+    "Resize": _resize_dims,
     "Slice": _slice_dims,
 }
+_INVENTED = re.compile(r"unk__\d+")  # by onnx, anew in every call: the same name need not be the same dim
 _INTEGERS = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
 
 
@@ -956,8 +977,8 @@ def _finish(work: ModelProto, walk: _Walk) -> None:
     graph, types = work.graph, walk.types
     inputs = {value.name for value in graph.input}
     constants = {tensor.name: tensor for tensor in graph.initializer} | walk.data
-    nodes = list(walk.nodes)
-    for name in walk.outputs & constants.keys():  # guarantee 6
+    nodes = []
+    for name in sorted(walk.outputs & constants.keys()):  # guarantee 6
         renamed = TensorProto()
         renamed.CopyFrom(constants[name])
         renamed.name = walk.name(f"{name}_value")
@@ -965,7 +986,7 @@ def _finish(work: ModelProto, walk: _Walk) -> None:
         nodes.append(helper.make_node("Identity", [renamed.name], [name]))
     needed = {value.name for value in graph.output}
     live = []
-    for node in reversed(nodes):
+    for node in reversed(nodes + walk.nodes):
         if needed.intersection(node.output):
             needed.update(node.input, _captured(node))
             live.append(node)

@@ -76,10 +76,13 @@ class Crossed(Pairing):
         if self.grouped or not self._leads(tensor, REFERENCES):
             return tensor
         ones = tensor.emitter.ints([1] * (tensor.rank - 1))
-        shape = (None, *(tensor.shape or ())[1:])
+        shape = (PAIRS, *_rest(tensor))
         return tensor.emitter.op("Tile", tensor, concat([self.samples, ones], axis=0), shape=shape)
 
-    def shape(self, tensor: Tensor) -> Tensor:
+    def shape(self, tensor: Tensor) -> Shape:
+        return (PAIRS, *_rest(tensor)) if self._leads(tensor, self.batch) else tensor.shape
+
+    def run_shape(self, tensor: Tensor) -> Tensor:
         if not self._leads(tensor, self.batch):
             return shape_of(tensor)
         rows = self.samples * self.references
@@ -97,7 +100,7 @@ def repeat_rows(tensor: Tensor, times: Tensor) -> Tensor:
     ones = tensor.emitter.ints([1] * len(rest))
     wide = expand(unsqueeze(tensor, [1]), concat([tensor.emitter.ints([1]), times, ones], axis=0))
     result = reshape(wide, _rows_and(rest, tensor))
-    result.shape = (None, *rest)
+    result.shape = (PAIRS, *rest)
     return result
 
 
@@ -189,9 +192,9 @@ def run_twice(emitter: Emitter, flow: Flow, given: Sequence[str], batch: Batch |
             return _several(emitter, flow, model_inputs, inputs, at_r, batch, grouped=kind == "grouped")
         if kind != "paired" and batch is not None:
             if batch.led:
-                return Runs({}, _reference_run(emitter, flow, at_r, 1), Thin())
+                return Runs({}, _reference_run(emitter, flow, at_r, _Lead(batch.dim, 1)), Thin())
             at_r = {name: _spread(r, inputs[name]) for name, r in at_r.items()}
-        return Runs({}, _reference_run(emitter, flow, at_r), Pairing())
+        return Runs({}, _reference_run(emitter, flow, at_r, None), Pairing())
 
 
 def _several(
@@ -210,37 +213,58 @@ def _several(
     crossed = Crossed(batch.dim, samples, references, grouped)
     if grouped:
         at_r = {name: _merge_rows(r) for name, r in at_r.items()}
+    for r in at_r.values():
+        r.shape = (PAIRS if grouped else REFERENCES, *_rest(r))
     if batch.led:
         lead = PAIRS if grouped else REFERENCES
-        return Runs({}, _reference_run(emitter, flow, at_r, lead), crossed, crossed)
+        return Runs({}, _reference_run(emitter, flow, at_r, _Lead(batch.dim, lead)), crossed, crossed)
     graph = emitter.graph
     tiled = {
         name: repeat_rows(emitter.tensor(name), references)
         for name in model_inputs
         if (graph.shape(graph.tensors[name]) or (None,))[0] == batch.dim
     }
-    at_x = _replay(emitter, tiled, ancestors(graph, [flow.target]), "tiled", batch.dim, PAIRS)
+    unknown = _Lead(batch.dim, PAIRS, everywhere=True)
+    at_x = _replay(emitter, tiled, ancestors(graph, [flow.target]), "tiled", unknown)
     at_r = {name: crossed.r(r) for name, r in at_r.items()}
-    return Runs(at_x, _reference_run(emitter, flow, at_r, at_x=at_x), Pairing(), crossed)
+    return Runs(at_x, _reference_run(emitter, flow, at_r, unknown, at_x), Pairing(), crossed)
+
+
+@dataclass(frozen=True)
+class _Lead:
+    """The leading extent of a run that differs from the model's: `batch` becomes `extent`.
+
+    `everywhere`: the batch may be anywhere in the shapes, also inside of other symbols, so that no symbol can be kept.
+    """
+
+    batch: Dim
+    extent: Dim
+    everywhere: bool = False
+
+    def shape(self, shape: Shape) -> Shape:
+        if not shape:
+            return shape
+        lead = self.extent if shape[0] == self.batch else shape[0]
+        if self.everywhere:
+            return tuple(dim if isinstance(dim, int) else None for dim in shape)
+        return (lead, *shape[1:])
 
 
 def _reference_run(
     emitter: Emitter,
     flow: Flow,
     at_r: Mapping[str, Tensor],
-    lead: Dim = None,
-    at_x: Mapping[str, Tensor] | None = None,
+    lead: _Lead | None,
+    base: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The model at the reference: first down to the attributed tensors, then from them to the target.
 
-    `lead` is the leading extent of the reference run where it differs from the input's (None: it does not). Only the
-    attributed tensors differ between the two runs: what else is computed from a given input is taken at x.
+    Only the attributed tensors differ between the two runs: what else is computed from a given input is taken at x.
     """
     graph = emitter.graph
-    batch = next((graph.shape(graph.tensors[name]) or (None,))[0] for name in at_r)
-    above = _replay(emitter, at_r, ancestors(graph, flow.sources), "reference", batch, lead, at_x)
+    above = _replay(emitter, at_r, ancestors(graph, flow.sources), "reference", lead, base)
     start = {name: above[name] for name in flow.sources}
-    return _replay(emitter, start, ancestors(graph, [flow.target]), "reference", batch, lead, at_x)
+    return _replay(emitter, start, ancestors(graph, [flow.target]), "reference", lead, base)
 
 
 def _replay(
@@ -248,18 +272,17 @@ def _replay(
     start: Mapping[str, Tensor],
     wanted: set[str],
     suffix: str,
-    batch: Dim,
-    lead: Dim,
+    lead: _Lead | None,
     base: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Emit again what depends on `start` and leads to `wanted`, with `start` in place of the model's tensors.
 
-    `lead` replaces the leading extent `batch`; what depends on shapes is emitted again then. What does not depend on
+    A run with an extent of its own emits what depends on shapes again, unless `base` has it: what does not depend on
     `start` is taken from `base`, or from the model.
     """
     graph = emitter.graph
     run = dict(start)
-    moved = dependents(graph, start, through_shapes=lead is not None)
+    moved = dependents(graph, start, through_shapes=lead is not None and base is None)
     for node in graph.nodes:
         outputs = names(node.outputs)
         if moved.isdisjoint(outputs) or wanted.isdisjoint(outputs) or all(name in run for name in outputs):
@@ -267,7 +290,9 @@ def _replay(
         if set(reads(node)) - set(names(node.inputs)):
             raise RuleError(f"node {node.name!r} ({node.op}) has a subgraph that reads outer tensors: not supported yet")
         inputs = [_lookup(emitter, handle.name, run, base) for handle in node.inputs]
-        shapes: list[Shape] = [_led_by(graph.shape(handle), batch, lead) for handle in node.outputs]
+        shapes: list[Shape] = [
+            lead.shape(graph.shape(handle)) if lead else graph.shape(handle) for handle in node.outputs
+        ]
         dtypes = [graph.dtype(handle) or np.dtype(np.float32) for handle in node.outputs]
         copies = emitter.ops(
             node.op,
@@ -294,12 +319,6 @@ def _lookup(
     return base[name] if base and name in base else emitter.tensor(name)
 
 
-def _led_by(shape: Shape, batch: Dim, lead: Dim) -> Shape:
-    if not shape or lead is None or shape[0] != batch:
-        return shape
-    return (lead, *shape[1:])
-
-
 def _graph_input(emitter: Emitter, x: Tensor, shape: Shape) -> Tensor:
     name = f"{x.name}_reference"
     if name in emitter.graph.tensors:
@@ -323,13 +342,11 @@ def _spread(r: Tensor, x: Tensor) -> Tensor:
 def _merge_rows(r: Tensor) -> Tensor:
     """[N, K, ...] -> [N * K, ...]."""
     rest = (r.shape or ())[2:]
-    merged = reshape(r, _rows_and(rest, r))
-    merged.shape = (None, *rest)
-    return merged
+    return reshape(r, _rows_and(rest, r))
 
 
 def _rest(x: Tensor) -> Sequence[Dim]:
-    return (x.shape or ("",))[1:]
+    return (x.shape or ())[1:]
 
 
 def _checked(spec: Mapping[str, Array], inputs: Mapping[str, Tensor], batch: Batch | None) -> dict[str, Array]:

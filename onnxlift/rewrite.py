@@ -216,6 +216,8 @@ class _Rewriter:
                 raise RuleError(self._explain_problems())
         runs = run_twice(self.emitter, self.flow, self.given, self.batch, self.options.reference)
         y = self.emitter.tensor(self.output)
+        if self.batch is not None and y.shape:
+            y.shape = (self.batch.dim, *y.shape[1:])
         weights = seed(self.emitter, y, self.options.target, self.batch is not None)
         self._runs, self._weights = runs, weights
         top = self._value(self.output)
@@ -301,7 +303,9 @@ class _Rewriter:
         """Name tensors after their origin, `T/multiplier`: the first name that a tensor gets stays."""
         for name, tensor in tensors.items():
             wanted = f"{name}/{kind}"
-            if tensor is not None and id(tensor) not in self._named and wanted not in self.graph.tensors:
+            if tensor is None or not self.graph.is_computed(tensor.handle) or id(tensor) in self._named:
+                continue
+            if wanted not in self.graph.tensors:
                 self._named.add(id(tensor))
                 self.graph.rename(tensor.handle, wanted)
 
@@ -398,7 +402,7 @@ class _Rewriter:
         graph, options = self.graph, self.options
         if options.inputs is None:
             floats = [name for name in graph.inputs if is_float(graph, name)]
-            found = [name for name in floats if trace(graph, [name], self.output, self.plan.rule).steps]
+            found = [name for name in floats if name in trace(graph, [name], self.output, self.plan.rule).active]
             if not found:
                 hint = self._embedding_hint()
                 raise OptionError(

@@ -33,7 +33,11 @@ class Pairing:
         """A value of the reference run, with the batch of the backward walk, or one row that broadcasts to it."""
         return tensor
 
-    def shape(self, tensor: Tensor) -> Tensor:
+    def shape(self, tensor: Tensor) -> Shape:
+        """The shape of `self.x(tensor)`."""
+        return tensor.shape
+
+    def run_shape(self, tensor: Tensor) -> Tensor:
         """The run-time shape of `self.x(tensor)`."""
         return shape_of(tensor)
 
@@ -57,8 +61,8 @@ class Value:
 
     @property
     def shape(self) -> Shape:
-        """Symbolic shape in the model; the backward walk may run with another leading (batch) extent."""
-        return self._x.shape
+        """Symbolic shape of `x`."""
+        return self._pairing.shape(self._x)
 
     @property
     def rank(self) -> int:
@@ -97,7 +101,7 @@ class Value:
     @cached_property
     def run_shape(self) -> Tensor:
         """Shape in the backward walk, int64: a constant where every dimension is known."""
-        return self._pairing.shape(self._x)
+        return self._pairing.run_shape(self._x)
 
     def like(self, m: Tensor) -> Tensor:
         """`m` reshaped to the shape of `x`: a constant shape where at most one dimension is unknown."""

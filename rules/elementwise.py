@@ -215,11 +215,10 @@ def reciprocal(site: Site) -> Tensor:
 
 @slope("Softsign")
 def softsign(site: Site) -> Tensor:
-    """(1 + (|x r| - x r) / (|x| + |r|)) / ((1 + |x|) (1 + |r|))."""
+    """(1 + c) / ((1 + |x|) (1 + |r|)), with c = 2 |x r| / |x - r| where the signs differ and 0 elsewhere."""
     x, r = site.x.x, site.x.r
-    size, size0 = absolute(x), absolute(r)
-    opposite = (size * size0 - x * r) / maximum(size + size0, limits(x).smallest)
-    return (1 + opposite) / ((1 + size) * (1 + size0))
+    c = maximum(maximum(x, r), 0) * relu_slope(-x, -r) * 2
+    return (1 + c) / (1 + absolute(x)) / (1 + absolute(r))
 
 
 # --- smooth, by the divided difference -------------------------------------------------------------------------------
