@@ -113,9 +113,7 @@ def trace(
         roots = _pass(graph, flow, node, choose(node), producers)
         flow.steps.append(Step(node, roots))
         needed.update(roots)
-        for name in names(node.inputs):
-            if name in dependent and is_float(graph, name):
-                needed.add(name)
+        needed.update(name for name in reads(node) if name in dependent and is_float(graph, name))
     flow.steps.reverse()
     flow.problems.reverse()
     flow.active = needed & dependent

@@ -79,6 +79,11 @@ class Graph:
         return tuple(dim if dim != "" else None for dim in handle.shape)
 
     @staticmethod
+    def set_shape(handle: Handle, shape: Shape) -> None:
+        """Replace what is known of a tensor's shape."""
+        handle.shape = _exported(shape)
+
+    @staticmethod
     def value(handle: Handle) -> np.ndarray[Any, Any] | None:
         """The value of a small constant; None for every other tensor."""
         if not isinstance(handle, gs.Constant) or int(np.prod(handle.shape, dtype=np.int64)) > SMALL:

@@ -112,7 +112,10 @@ def _rows_and(rest: Sequence[Dim], tensor: Tensor) -> Tensor | list[int]:
 
 
 def find_batch(graph: Graph, flow: Flow, given: Sequence[str]) -> Batch | None:
-    """The batch axis, or None where inputs and explained tensor share no leading axis."""
+    """The batch axis, or None where inputs and explained tensor share no leading axis.
+
+    A leading extent of the explained tensor that shape inference could not tell is taken for the batch.
+    """
     shapes = [graph.shape(graph.tensors[name]) for name in (*given, flow.target)]
     if any(shape is not None and not shape for shape in shapes):
         return None
@@ -122,30 +125,36 @@ def find_batch(graph: Graph, flow: Flow, given: Sequence[str]) -> Batch | None:
     dim = leads[0]
     if last == dim:
         return Batch(dim, isinstance(dim, str) and _is_led(graph, flow, dim))
-    return Batch(dim, led=False) if isinstance(dim, str) and not isinstance(last, int) else None
+    others = {size for shape in shapes[:-1] for size in (shape or ())[1:]}
+    unknown = isinstance(dim, str) and not isinstance(last, int) and last not in others
+    return Batch(dim, led=False) if unknown else None
 
 
 def _is_led(graph: Graph, flow: Flow, batch: str) -> bool:
     """Whether samples stay apart on the leading axis of everything that the backward walk will touch."""
+
+    def shape(name: str) -> Shape:
+        return graph.shape(graph.tensors[name])
+
     rerun = dependents(graph, flow.sources, through_shapes=True)
     for step in flow.steps:
         for name in (*names(step.node.inputs), *names(step.node.outputs)):
-            shape = graph.shape(graph.tensors[name])
-            if name in flow.active:
-                if not shape or shape[0] != batch or batch in shape[1:]:
+            dims = shape(name)
+            leads = dims is not None and dims[:1] == (batch,) and not _mentions(batch, dims[1:])
+            if name in flow.active or (name in rerun and _mentions(batch, dims)):
+                if not leads:
                     return False
-            elif not graph.is_constant(graph.tensors[name]) and (
-                shape is None or (batch in shape and (name not in rerun or shape[0] != batch))
-            ):
-                return False
-    for node in graph.nodes:  # what only the reference run touches must not mix in samples of the input run
+    for node in graph.nodes:  # what the reference run shares with the input run must not hold samples
         if not rerun.isdisjoint(names(node.outputs)):
-            for name in names(node.inputs):
-                shape = graph.shape(graph.tensors[name])
-                shared = name not in rerun and not graph.is_constant(graph.tensors[name])
-                if shared and (shape is None or batch in shape):
-                    return False
+            shared = [name for name in names(node.inputs) if name not in rerun]
+            if any(_mentions(batch, shape(name)) for name in shared if not graph.is_constant(graph.tensors[name])):
+                return False
     return True
+
+
+def _mentions(batch: str, shape: Shape) -> bool:
+    """Whether an extent depends on the batch, as "batch" or in a product such as "4*batch", or may do so."""
+    return shape is None or any(dim is None or (isinstance(dim, str) and batch in dim.split("*")) for dim in shape)
 
 
 def given_inputs(graph: Graph, sources: Sequence[str]) -> list[str]:
@@ -154,8 +163,18 @@ def given_inputs(graph: Graph, sources: Sequence[str]) -> list[str]:
     return [name for name in graph.inputs if name in above]
 
 
-def run_twice(emitter: Emitter, flow: Flow, given: Sequence[str], batch: Batch | None, spec: ReferenceSpec) -> Runs:
-    """Emit the run of the model at the reference (and, where batches cannot meet otherwise, a tiled one at x)."""
+def run_twice(
+    emitter: Emitter,
+    flow: Flow,
+    given: Sequence[str],
+    batch: Batch | None,
+    spec: ReferenceSpec,
+    wanted: Sequence[str],
+) -> Runs:
+    """Emit the run of the model at the reference (and, where batches cannot meet otherwise, a tiled one at x).
+
+    `wanted`: the tensors to run for, the target among them.
+    """
     graph = emitter.graph
     model_inputs = graph.inputs
     kind = spec if isinstance(spec, str) else "baked"
@@ -189,17 +208,18 @@ def run_twice(emitter: Emitter, flow: Flow, given: Sequence[str], batch: Batch |
                 )
         if several:
             assert batch is not None
-            return _several(emitter, flow, model_inputs, inputs, at_r, batch, grouped=kind == "grouped")
+            return _several(emitter, flow, wanted, model_inputs, inputs, at_r, batch, grouped=kind == "grouped")
         if kind != "paired" and batch is not None:
             if batch.led:
-                return Runs({}, _reference_run(emitter, flow, at_r, _Lead(batch.dim, 1)), Thin())
+                return Runs({}, _reference_run(emitter, flow, wanted, at_r, _Lead(batch.dim, 1)), Thin())
             at_r = {name: _spread(r, inputs[name]) for name, r in at_r.items()}
-        return Runs({}, _reference_run(emitter, flow, at_r, None), Pairing())
+        return Runs({}, _reference_run(emitter, flow, wanted, at_r, None), Pairing())
 
 
 def _several(
     emitter: Emitter,
     flow: Flow,
+    wanted: Sequence[str],
     model_inputs: Sequence[str],
     inputs: Mapping[str, Tensor],
     at_r: Mapping[str, Tensor],
@@ -217,7 +237,7 @@ def _several(
         r.shape = (PAIRS if grouped else REFERENCES, *_rest(r))
     if batch.led:
         lead = PAIRS if grouped else REFERENCES
-        return Runs({}, _reference_run(emitter, flow, at_r, _Lead(batch.dim, lead)), crossed, crossed)
+        return Runs({}, _reference_run(emitter, flow, wanted, at_r, _Lead(batch.dim, lead)), crossed, crossed)
     graph = emitter.graph
     tiled = {
         name: repeat_rows(emitter.tensor(name), references)
@@ -225,9 +245,9 @@ def _several(
         if (graph.shape(graph.tensors[name]) or (None,))[0] == batch.dim
     }
     unknown = _Lead(batch.dim, PAIRS, everywhere=True)
-    at_x = _replay(emitter, tiled, ancestors(graph, [flow.target]), "tiled", unknown)
+    at_x = _replay(emitter, tiled, ancestors(graph, wanted), "tiled", unknown)
     at_r = {name: crossed.r(r) for name, r in at_r.items()}
-    return Runs(at_x, _reference_run(emitter, flow, at_r, unknown, at_x), Pairing(), crossed)
+    return Runs(at_x, _reference_run(emitter, flow, wanted, at_r, unknown, at_x), Pairing(), crossed)
 
 
 @dataclass(frozen=True)
@@ -253,6 +273,7 @@ class _Lead:
 def _reference_run(
     emitter: Emitter,
     flow: Flow,
+    wanted: Sequence[str],
     at_r: Mapping[str, Tensor],
     lead: _Lead | None,
     base: Mapping[str, Tensor] | None = None,
@@ -264,7 +285,7 @@ def _reference_run(
     graph = emitter.graph
     above = _replay(emitter, at_r, ancestors(graph, flow.sources), "reference", lead, base)
     start = {name: above[name] for name in flow.sources}
-    return _replay(emitter, start, ancestors(graph, [flow.target]), "reference", lead, base)
+    return _replay(emitter, start, ancestors(graph, wanted), "reference", lead, base)
 
 
 def _replay(

@@ -19,7 +19,7 @@ import onnx
 import onnxlift.rules  # noqa: F401 - fills the registry
 from onnxlift import registry
 from onnxlift.errors import OptionError, RuleError
-from onnxlift.flow import Flow, Problem, Step, is_float, trace
+from onnxlift.flow import Flow, Problem, Step, dependents, is_float, trace
 from onnxlift.graph import Graph, Node
 from onnxlift.model import load, normal_form, save
 from onnxlift.plan import Plan, resolve
@@ -214,7 +214,8 @@ class _Rewriter:
             self.problems = list(self.flow.problems)
             if not tolerant:
                 raise RuleError(self._explain_problems())
-        runs = run_twice(self.emitter, self.flow, self.given, self.batch, self.options.reference)
+        wanted = [self.output, *(self.originals if "reference_outputs" in self.options.emit else ())]
+        runs = run_twice(self.emitter, self.flow, self.given, self.batch, self.options.reference, wanted)
         y = self.emitter.tensor(self.output)
         if self.batch is not None and y.shape:
             y.shape = (self.batch.dim, *y.shape[1:])
@@ -435,12 +436,13 @@ class _Rewriter:
 
     def _check_flow(self) -> None:
         for name in self.sources:
-            if name not in self.flow.active and not self.flow.problems:
-                raise OptionError(f"tensor {self.output!r} does not depend on {name!r} through float tensors")
-            below = trace(self.graph, [name], self.output, self.plan.rule).dependent if len(self.sources) > 1 else {name}
+            below = dependents(self.graph, [name]) if len(self.sources) > 1 else {name}
             inner = [other for other in self.sources if other != name and other in below]
             if inner:
                 raise OptionError(f"{inner[0]!r} is computed from {name!r}: attribute to one of the two at a time")
+        for name in self.sources:
+            if name not in self.flow.active and not self.flow.problems:
+                raise OptionError(f"tensor {self.output!r} does not depend on {name!r} through float tensors")
 
     def _check_emit(self) -> None:
         unknown = set(self.options.emit) - set(EMITS)

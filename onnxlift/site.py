@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -82,6 +82,14 @@ class Value:
     @cached_property
     def r(self) -> Tensor:
         return self.x if self._r is self._x else self._pairing.r(self._r)
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Value:
+        """`f` of the value in either run, computed before samples meet references: once for each of N + K rows.
+
+        `f` must leave the leading axis as it is.
+        """
+        x = f(self._x)
+        return Value(self.name, x, x if self._r is self._x else f(self._r), self.active, self._pairing)
 
     @cached_property
     def d(self) -> Tensor:

@@ -8,6 +8,7 @@ repeated subexpression only once.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from onnxlift.graph import Dim, Graph, Handle, Shape
 Array = np.ndarray[Any, Any]
 INT64 = np.dtype(np.int64)
 BOOL = np.dtype(np.bool_)
+FLOAT32 = np.dtype(np.float32)
 
 _BROADCASTING = frozenset(
     ("Add Sub Mul Div Pow Max Min Where Equal Less Greater LessOrEqual GreaterOrEqual And Or Mod").split()
@@ -38,13 +40,24 @@ _TO_BOOL = frozenset(("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual
 class Tensor:
     """A value of the graph: name, dtype, shape (ints, symbols, None) and, for a known small constant, the value."""
 
-    __slots__ = ("emitter", "handle", "shape", "value")
+    __slots__ = ("_shape", "emitter", "handle", "value")
 
-    def __init__(self, emitter: Emitter, handle: Handle, shape: Shape, value: Array | None) -> None:
+    def __init__(self, emitter: Emitter, handle: Handle) -> None:
         self.emitter = emitter
         self.handle = handle
-        self.shape = shape
-        self.value = value
+        self.value = Graph.value(handle)
+        self._shape = Graph.shape(handle)
+
+    @property
+    def shape(self) -> Shape:
+        return self._shape
+
+    @shape.setter
+    def shape(self, shape: Shape) -> None:
+        """For what is known better than it was inferred."""
+        self._shape = shape
+        if self.value is None:
+            Graph.set_shape(self.handle, shape)
 
     @property
     def name(self) -> str:
@@ -171,7 +184,7 @@ class Emitter:
         """The `Tensor` of a graph handle; one object per handle."""
         known = self._of_handle.get(id(handle))
         if known is None:
-            known = Tensor(self, handle, Graph.shape(handle), Graph.value(handle))
+            known = Tensor(self, handle)
             self._of_handle[id(handle)] = known
         return known
 
@@ -309,6 +322,11 @@ def cast(x: Tensor, dtype: np.dtype[Any]) -> Tensor:
     return x.emitter.op("Cast", x, dtype=dtype, to=int(np_dtype_to_tensor_dtype(dtype)))
 
 
+def widen(x: Tensor) -> Tensor:
+    """`x` in float32 where it has half precision: the type that sums are taken in."""
+    return cast(x, FLOAT32) if x.dtype.itemsize < 4 else x
+
+
 def reduce_sum(x: Tensor, axes: Sequence[int], keepdims: bool = True) -> Tensor:
     """Sum over `axes` (non-negative); no axes: `x` itself."""
     return _reduce("ReduceSum", x, axes, keepdims)
@@ -317,6 +335,11 @@ def reduce_sum(x: Tensor, axes: Sequence[int], keepdims: bool = True) -> Tensor:
 def reduce_mean(x: Tensor, axes: Sequence[int], keepdims: bool = True) -> Tensor:
     """Mean over `axes` (non-negative); no axes: `x` itself."""
     return _reduce("ReduceMean", x, axes, keepdims)
+
+
+def reduce_max(x: Tensor, axes: Sequence[int], keepdims: bool = True) -> Tensor:
+    """Maximum over `axes` (non-negative); no axes: `x` itself."""
+    return _reduce("ReduceMax", x, axes, keepdims)
 
 
 def _reduce(op: str, x: Tensor, axes: Sequence[int], keepdims: bool) -> Tensor:
@@ -354,6 +377,17 @@ def reshape(x: Tensor, shape: Tensor | Sequence[int]) -> Tensor:
     return x.emitter.op("Reshape", x, target, shape=dims, allowzero=1 if dims and 0 in dims else None)
 
 
+def regroup(x: Tensor, keep: int, dims: Sequence[int]) -> Tensor:
+    """Reshape all axes but the first `keep` to `dims` (-1 once): no shape arithmetic, whatever the kept extents are."""
+    shape: Shape = None
+    if x.shape is not None:
+        rest = [dim for dim in x.shape[keep:] if isinstance(dim, int)]
+        known = len(rest) == x.rank - keep and 0 not in rest
+        fill = math.prod(rest) // -math.prod(dims) if known and -1 in dims else None
+        shape = (*x.shape[:keep], *(fill if dim == -1 else dim for dim in dims))
+    return x.emitter.op("Reshape", x, x.emitter.ints([0] * keep + list(dims)), shape=shape)
+
+
 def unsqueeze(x: Tensor, axes: Sequence[int]) -> Tensor:
     shape: Shape = None
     if x.shape is not None:
@@ -387,6 +421,25 @@ def concat(parts: Sequence[Tensor], axis: int) -> Tensor:
         first[axis] = total
         shape = tuple(first)
     return parts[0].emitter.op("Concat", *parts, axis=axis, shape=shape)
+
+
+def arange(count: Tensor) -> Tensor:
+    """0, 1, 2 ... as int64; `count` is an int64 tensor of shape [1]."""
+    emitter = count.emitter
+    if count.value is not None:
+        return emitter.ints(range(int(count.value.item())))
+    zero, one = (emitter.constant(number, INT64) for number in (0, 1))
+    return emitter.op("Range", zero, reshape(count, []), one, shape=(None,))
+
+
+def gather_elements(x: Tensor, places: Tensor, axis: int) -> Tensor:
+    """The elements of `x` at `places` along one axis, in the shape of `places`."""
+    return x.emitter.op("GatherElements", x, places, axis=axis, shape=places.shape)
+
+
+def scatter_add(onto: Tensor, places: Tensor, values: Tensor, axis: int) -> Tensor:
+    """`onto` with `values` added at `places` along one axis; what meets at one place adds up."""
+    return onto.emitter.op("ScatterElements", onto, places, values, axis=axis, reduction="add", shape=onto.shape)
 
 
 def slice_axis(x: Tensor, axis: int, start: Tensor | int, stop: Tensor | int) -> Tensor:

@@ -65,10 +65,10 @@ def relu_slope(x: Tensor, r: Tensor) -> Tensor:
     return clip(maximum(x, r) / distance, 0, 1)
 
 
-def tanh_over(d: Tensor) -> Tensor:
-    """tanh(d / 2) / d, even in d, with its limit 1/2 at 0: the cancellation-free part of exp, sigmoid and tanh."""
+def tanh_over(d: Tensor, scale: float = 0.5) -> Tensor:
+    """tanh(scale d) / d, even in d, with its limit at 0: the cancellation-free part of exp, sigmoid and tanh."""
     distance = maximum(absolute(d), limits(d).tiny)
-    return tanh(distance * 0.5) / distance
+    return tanh(distance if scale == 1 else distance * scale) / distance
 
 
 def exp_slope(y: Tensor, y0: Tensor, d: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ def sigmoid_(site: Site) -> Tensor:
 @slope("Tanh")
 def tanh_(site: Site) -> Tensor:
     """(1 - y y0) tanh(d) / d."""
-    return (1 - site.y.x * site.y.r) * tanh_over(site.x.d * 2) * 2
+    return (1 - site.y.x * site.y.r) * tanh_over(site.x.d, 1)
 
 
 @slope("Elu")

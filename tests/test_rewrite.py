@@ -1,0 +1,369 @@
+"""The rewriter's choices: targets, references, inputs, exposed tensors, names, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import laws
+import numpy as np
+import onnx
+import pytest
+
+import onnxlift
+
+RNG = np.random.default_rng(2)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+W1, B1, W2, B2 = normal(5, 8), normal(8), normal(8, 3), normal(3)
+X, R = normal(4, 5), normal(4, 5)
+TABLE = normal(10, 8)
+
+
+def classifier(last: str = "y = Softmax (z)", batch: str = "N") -> onnx.ModelProto:
+    return laws.model(
+        f"g (float[{batch}, 5] x) => (float[{batch}, 3] y) {{ h = Gemm (x, w1, b1) a = Relu (h) z = Gemm (a, w2, b2) {last} }}",
+        w1=W1,
+        b1=B1,
+        w2=W2,
+        b2=B2,
+    )
+
+
+def logits(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x @ W1 + B1, 0) @ W2 + B2
+
+
+def explain(model: onnx.ModelProto, feed: dict[str, np.ndarray], **options: object) -> dict[str, np.ndarray]:
+    explainer = onnxlift.rewrite(model, **options)
+    onnx.checker.check_model(explainer, full_check=True)
+    return laws.run(explainer, feed)
+
+
+def is_complete(got: dict[str, np.ndarray], difference: np.ndarray) -> None:
+    np.testing.assert_allclose(got["target_output"] - got["target_reference"], difference, atol=2e-6)
+    np.testing.assert_allclose(got["x_contributions"].sum(axis=1), difference, atol=5e-6)
+    np.testing.assert_allclose(got["completeness_gap"], 0, atol=5e-6)
+
+
+# --- targets ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_index_explains_the_logit_below_softmax() -> None:
+    got = explain(classifier(), {"x": X, "x_reference": R}, target=2)
+    is_complete(got, (logits(X) - logits(R))[:, 2])
+    np.testing.assert_allclose(got["y"].sum(axis=1), 1, atol=1e-6)
+
+
+def test_argmax_is_that_of_the_input_in_both_runs() -> None:
+    got = explain(classifier(), {"x": X, "x_reference": R}, target="argmax")
+    best = logits(X).argmax(axis=1)
+    is_complete(got, (logits(X) - logits(R))[range(4), best])
+
+
+def test_target_at_run_time_and_out_of_range() -> None:
+    got = explain(classifier(), {"x": X, "x_reference": R, "target": np.array([2, 0, 3, -1])}, target="input")
+    is_complete({k: v[:2] for k, v in got.items()}, (logits(X) - logits(R))[[0, 1], [2, 0]])
+    for name in ("x_contributions", "completeness_gap", "target_output"):
+        assert np.isnan(got[name][2:]).all()
+
+
+def test_weights_choose_any_combination() -> None:
+    w = normal(4, 3)
+    got = explain(classifier(), {"x": X, "x_reference": R, "target_weights": w}, target="weights")
+    is_complete(got, ((logits(X) - logits(R)) * w).sum(axis=1))
+
+
+def test_a_tuple_and_a_run_time_target_in_a_map() -> None:
+    model = laws.model("g (float[N, 3, 4] x) => (float[N, 3, 4] y) { y = Tanh (x) }")
+    x, r = normal(2, 3, 4), normal(2, 3, 4)
+    fixed = explain(model, {"x": x, "x_reference": r}, target=(1, 2))
+    asked = explain(model, {"x": x, "x_reference": r, "target": np.array([[1, 2], [1, 2]])}, target="input")
+    np.testing.assert_allclose(fixed["x_contributions"][:, 1, 2], np.tanh(x[:, 1, 2]) - np.tanh(r[:, 1, 2]), atol=1e-6)
+    assert np.count_nonzero(fixed["x_contributions"]) == 2
+    np.testing.assert_array_equal(fixed["x_contributions"], asked["x_contributions"])
+    best = explain(model, {"x": x, "x_reference": r}, target="argmax")
+    np.testing.assert_allclose(best["target_output"], np.tanh(x).reshape(2, -1).max(axis=1), atol=1e-6)
+
+
+def test_one_neuron_needs_no_target() -> None:
+    model = laws.model("g (float[N, 5] x) => (float[N, 1] y) { h = Gemm (x, w) y = Sigmoid (h) }", w=normal(5, 1))
+    got = explain(model, {"x": X, "x_reference": R})
+    np.testing.assert_allclose(got["completeness_gap"], 0, atol=1e-6)
+    assert got["target_output"].shape == (4,)
+
+
+def test_pre_activation_can_be_kept_and_an_internal_tensor_explained() -> None:
+    kept = explain(classifier(), {"x": X, "x_reference": R}, target=1, pre_activation=False, output="z")
+    is_complete(kept, (logits(X) - logits(R))[:, 1])
+    inner = explain(classifier("y = Neg (z)"), {"x": X, "x_reference": R}, target=7, output="h")
+    is_complete(inner, ((X - R) @ W1)[:, 7])
+
+
+@pytest.mark.parametrize("last", ["s = Softmax (z) y = Identity (s)", "s = Sigmoid (z) y = Reshape (s, shape)"])
+def test_stepping_over_looks_through_identity_and_reshape(last: str) -> None:
+    model = classifier(last)
+    if "shape" in last:
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 3]), "shape"))
+    is_complete(explain(model, {"x": X, "x_reference": R}, target=1), (logits(X) - logits(R))[:, 1])
+
+
+def test_without_a_batch_axis_the_index_covers_all_axes() -> None:
+    model = laws.model("g (float[5] x) => (float[3] y) { y = MatMul (x, w) }", w=W1[:, :3])
+    got = explain(model, {"x": X[0], "x_reference": R[0]}, target=2)
+    assert got["completeness_gap"].shape == ()
+    np.testing.assert_allclose(got["target_output"], (X[0] @ W1)[2], atol=1e-6)
+
+
+# --- references ------------------------------------------------------------------------------------------------------
+
+
+def test_references_agree_with_pairing_by_hand() -> None:
+    def paired(r: np.ndarray) -> np.ndarray:
+        return explain(classifier(), {"x": X, "x_reference": r}, target="argmax")["x_contributions"]
+
+    each = [paired(np.repeat(R[k : k + 1], 4, axis=0)) for k in range(3)]
+    mean = np.mean(each, axis=0)
+    cases = {
+        "zeros": ("zeros", {}, paired(np.zeros_like(X))),
+        "one": ({"x": R[:1]}, {}, each[0]),
+        "baked": ({"x": R[:3]}, {}, mean),
+        "shared": ("shared", {"x_reference": R[:3]}, mean),
+        "grouped": ("grouped", {"x_reference": np.repeat(R[None, :3], 4, axis=0)}, mean),
+    }
+    for reference, feed, expected in cases.values():
+        got = explain(classifier(), {"x": X, **feed}, target="argmax", reference=reference)
+        np.testing.assert_allclose(got["x_contributions"], expected, atol=2e-6)
+        np.testing.assert_allclose(got["completeness_gap"], 0, atol=5e-6)
+        assert got["target_reference"].shape == (4,)
+
+
+def test_references_of_a_fixed_batch() -> None:
+    for reference in ("zeros", {"x": R[:1]}):
+        r = np.zeros_like(X) if reference == "zeros" else np.repeat(R[:1], 4, axis=0)
+        got = explain(classifier(batch="4"), {"x": X}, target=0, reference=reference)
+        is_complete(got, (logits(X) - logits(r))[:, 0])
+
+
+def test_several_references_run_the_model_n_plus_k_times_only() -> None:
+    explainer = onnxlift.rewrite(classifier(), target=0, reference="shared")
+    forward = [node for node in explainer.graph.node if node.op_type == "Gemm" and "multiplier" not in node.output[0]]
+    assert len(forward) == 4  # two layers at x, two at r; neither is tiled
+    assert all("Expand" not in node.input[0] for node in forward)
+
+
+# --- inputs ----------------------------------------------------------------------------------------------------------
+
+
+def embedding() -> onnx.ModelProto:
+    return laws.model(
+        "g (int64[N, 6] ids, float[N, 6] mask) => (float[N, 3] y) { e = Gather (table, ids) t = Tanh (e) "
+        "u = Unsqueeze (mask, last) v = Mul (t, u) s = ReduceSum <keepdims = 0> (v, one) y = MatMul (s, w2) }",
+        table=TABLE,
+        last=np.array([2]),
+        one=np.array([1]),
+        w2=W2,
+    )
+
+
+def test_an_internal_tensor_can_be_attributed_to() -> None:
+    """References are given for the graph inputs that it is computed from."""
+    ids, pad = RNG.integers(0, 10, (4, 6)), np.zeros((4, 6), np.int64)
+    feed = {"ids": ids, "ids_reference": pad, "mask": np.ones((4, 6), np.float32)}
+    got = explain(embedding(), feed, inputs=["e"], target=1)
+    assert got["e_contributions"].shape == (4, 6, 8)
+    np.testing.assert_allclose(got["completeness_gap"], 0, atol=1e-5)
+    assert not got["e_contributions"][ids == 0].any()
+    shared = explain(embedding(), {**feed, "ids_reference": pad[:2]}, inputs=["e"], target=1, reference="shared")
+    np.testing.assert_allclose(shared["e_contributions"], got["e_contributions"], atol=1e-6)
+
+
+def test_only_the_attributed_tensors_change_in_the_reference_run() -> None:
+    """A mask made from the ids stays that of the sample, and the contributions sum to what the embedding does."""
+    model = laws.model(
+        "g (int64[N, 6] ids) => (float[N, 1] y) { e = Gather (table, ids) z = Equal (ids, zero) f = Cast <to = 1> (z) "
+        "u = Unsqueeze (f, last) v = Mul (e, u) s = ReduceSum <keepdims = 0> (v, axes) y = Unsqueeze (s, axis) }",
+        table=TABLE,
+        zero=np.array(0),
+        last=np.array([2]),
+        axes=np.array([1, 2]),
+        axis=np.array([1]),
+    )
+    ids = RNG.integers(0, 2, (4, 6))
+    got = explain(model, {"ids": ids, "ids_reference": ids + 3}, inputs=["e"])
+    np.testing.assert_allclose(got["completeness_gap"], 0, atol=1e-5)
+    assert not got["e_contributions"][ids != 0].any()
+    assert abs(got["e_contributions"]).max() > 0.1
+    for reference, feed in (("shared", ids[:1] + 3), ({"ids": ids[:1] + 3}, None)):
+        more = {} if feed is None else {"ids_reference": feed}
+        same = explain(model, {"ids": ids, **more}, inputs=["e"], reference=reference)
+        hand = explain(model, {"ids": ids, "ids_reference": np.repeat(ids[:1] + 3, 4, axis=0)}, inputs=["e"])
+        np.testing.assert_allclose(same["e_contributions"], hand["e_contributions"], atol=1e-6)
+
+
+def test_several_inputs_and_outputs() -> None:
+    model = laws.model(
+        "g (float[N, 5] a, float[N, 5] b, float[N, 5] unused) => (int64[N] label, float[N, 3] y, float[N, 5] other) "
+        "{ p = Mul (a, b) q = Add (p, a) y = Gemm (q, w) label = ArgMax <axis = 1, keepdims = 0> (y) other = Neg (unused) }",
+        w=W1[:, :3],
+    )
+    feed = {"a": X, "a_reference": R, "b": normal(4, 5), "b_reference": normal(4, 5), "unused": X}
+    got = explain(model, feed, target=1)
+    assert {"a_contributions", "b_contributions"} < set(got)
+    assert "unused_contributions" not in got
+    np.testing.assert_allclose(got["completeness_gap"], 0, atol=1e-5)
+    np.testing.assert_array_equal(got["label"], got["y"].argmax(axis=1))
+    one = explain(model, {k: v for k, v in feed.items() if k != "b_reference"}, inputs=["a"], target=1)
+    q, q0 = (value * feed["b"] + value for value in (X, R))
+    np.testing.assert_allclose(one["a_contributions"].sum(axis=1), ((q - q0) @ W1)[:, 1], atol=1e-5)
+
+
+def test_a_tensor_used_many_times_collects_all_its_terms() -> None:
+    model = laws.model(
+        "g (float[N, 5] x) => (float[N, 5] y) { a = Relu (x) b = Tanh (a) c = Add (a, b) d = Mul (c, a) y = Add (d, x) }"
+    )
+    laws.check(model, {"x": X}, {"x": R})
+
+
+def test_names_that_are_no_identifiers_keep_their_spelling() -> None:
+    model = classifier()
+    text = model.SerializeToString()
+    assert text
+    for node in model.graph.node:
+        node.input[:] = ["in:0" if name == "x" else name for name in node.input]
+    model.graph.input[0].name = "in:0"
+    got = explain(model, {"in:0": X, "in:0_reference": R}, target=0)
+    assert got["in:0_contributions"].shape == X.shape
+
+
+# --- what is emitted -------------------------------------------------------------------------------------------------
+
+
+def test_exposed_tensors() -> None:
+    options = {"target": 1, "expose": ["h", "a"], "emit": ("contributions", "multipliers", "reference_outputs")}
+    got = explain(classifier(), {"x": X, "x_reference": R}, **options)
+    h, h0 = (value @ W1 + B1 for value in (X, R))
+    difference = (logits(X) - logits(R))[:, 1]
+    np.testing.assert_allclose(got["h"], h, atol=1e-5)
+    for name in ("h", "a"):
+        np.testing.assert_allclose(got[f"{name}/contributions"].sum(axis=1), difference, atol=1e-5)
+    np.testing.assert_allclose(got["h/multiplier"] * (h - h0), got["h/contributions"], atol=1e-5)
+    np.testing.assert_allclose(got["x_multipliers"] * (X - R), got["x_contributions"], atol=1e-6)
+    np.testing.assert_allclose(got["y_reference"], laws.run(classifier(), {"x": R})["y"], atol=1e-6)
+    assert "x_multipliers" not in explain(classifier(), {"x": X, "x_reference": R}, target=1)
+
+
+def test_an_explainer_explains_itself() -> None:
+    explainer = onnxlift.rewrite(classifier(), target=1, reference="zeros")
+    told = json.loads(next(entry.value for entry in explainer.metadata_props if entry.key == "onnxlift"))
+    assert told["version"] == "0.1.0"
+    assert (told["output"], told["target"], told["reference"], told["inputs"]) == ("z", [1], "zeros", ["x"])
+    assert told["stepped_over"].startswith("Softmax")
+    assert set(told["rules"].values()) == {"midpoint", "rescale"}
+    names = {name for node in explainer.graph.node for name in node.output}
+    assert {"h/reference", "a/reference", "h/multiplier", "a/multiplier", "x/multiplier"} <= names
+
+
+def test_weights_are_not_duplicated() -> None:
+    big = laws.model("g (float[N, 300] x) => (float[N, 300] y) { h = MatMul (x, w) y = Relu (h) }", w=normal(300, 300))
+    for reference in ("paired", "zeros", "shared"):
+        assert onnxlift.rewrite(big, target=0, reference=reference).ByteSize() < 1.1 * big.ByteSize()
+
+
+def test_rewriting_is_deterministic_and_leaves_the_model_alone() -> None:
+    model = classifier()
+    before = model.SerializeToString()
+    one, two = (onnxlift.rewrite(model, target=1).SerializeToString() for _ in range(2))
+    assert one == two
+    assert model.SerializeToString() == before
+
+
+def test_weights_in_external_data(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    model = laws.model("g (float[N, 300] x) => (float[N, 300] y) { h = MatMul (x, w) y = Relu (h) }", w=normal(300, 300))
+    onnx.save_model(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    beside, elsewhere = tmp_path / "e.onnx", tmp_path / "other" / "e.onnx"
+    elsewhere.parent.mkdir()
+    x, r = normal(2, 300), normal(2, 300)
+    expected = explain(onnx.load(tmp_path / "m.onnx"), {"x": x, "x_reference": r}, target=3)
+    import onnxruntime
+
+    for path in (beside, elsewhere):
+        onnxlift.rewrite_file(tmp_path / "m.onnx", path, target=3)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        got = session.run(["x_contributions"], {"x": x, "x_reference": r})[0]
+        np.testing.assert_array_equal(got, expected["x_contributions"])
+    assert beside.stat().st_size < 20_000  # the weights stay in m.data
+    assert elsewhere.stat().st_size > 300 * 300 * 4
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+REFUSED: list[tuple[dict[str, object], type[Exception], str]] = [
+    ({"target": 3}, onnxlift.OptionError, r"target \[3\] is out of range for tensor 'z' of shape \[3\]"),
+    ({"target": -1}, onnxlift.OptionError, "out of range"),
+    ({"target": (0, 1)}, onnxlift.OptionError, "2 indices"),
+    ({}, onnxlift.OptionError, r"\[3\] neurons per sample: choose a target"),
+    ({"target": "best"}, onnxlift.OptionError, "unknown target 'best'"),
+    ({"target": 0, "output": "nope"}, onnxlift.OptionError, "no tensor 'nope' in the model; its outputs are 'y'"),
+    ({"target": 0, "inputs": ["nope"]}, onnxlift.OptionError, "no tensor 'nope' in the model; its inputs are 'x'"),
+    ({"target": 0, "inputs": []}, onnxlift.OptionError, "`inputs` is empty"),
+    ({"target": 0, "inputs": ["w1"]}, onnxlift.OptionError, "constant of the model"),
+    ({"target": 0, "inputs": ["h", "a"]}, onnxlift.OptionError, "'a' is computed from 'h'"),
+    ({"target": 0, "inputs": ["y"]}, onnxlift.OptionError, "does not depend on 'y'"),
+    ({"target": 0, "rule": "magic"}, onnxlift.OptionError, "unknown rule 'magic'"),
+    ({"target": 0, "reference": "ones"}, onnxlift.OptionError, "unknown reference 'ones'"),
+    ({"target": 0, "reference": {"z": R}}, onnxlift.OptionError, r"needed for \['x'\]"),
+    ({"target": 0, "reference": {"x": R[0]}}, onnxlift.OptionError, r"shape \[5\], expected \['1 or K', 5\]"),
+    ({"target": 0, "reference": {"x": R[:, :4]}}, onnxlift.OptionError, "has shape"),
+    ({"target": 0, "reference": {"x": R * np.nan}}, onnxlift.OptionError, "NaN"),
+    ({"target": 0, "emit": ("scores",)}, onnxlift.OptionError, "cannot emit 'scores'"),
+    ({"target": 0, "expose": ["nope"]}, onnxlift.OptionError, "no tensor 'nope'"),
+    ({"target": 0, "expose": ["y"]}, onnxlift.OptionError, "no importance passes"),
+    (
+        {"target": 0, "plan": onnxlift.Plan([onnxlift.Choice("magic", op="Relu")])},
+        onnxlift.OptionError,
+        "rule 'magic' for Relu .* which has 'rescale'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), REFUSED, ids=[message for *_, message in REFUSED])
+def test_refused_options(options: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        onnxlift.rewrite(classifier(), **options)
+
+
+def test_all_nodes_without_a_rule_are_named_at_once() -> None:
+    model = laws.model(
+        "g (float[N, 5, 4] x) => (float[N, 5, 4] y) { a = Det (q) q = MatMul (t, x) t = Transpose <perm = [0, 2, 1]> (x) "
+        "l = LpNormalization (x) h = Hardmax (l) s = Add (h, x) d = Unsqueeze (a, axes) y = Mul (s, d) }",
+        axes=np.array([1, 2]),
+    )
+    with pytest.raises(onnxlift.RuleError) as caught:
+        onnxlift.rewrite(model, target="weights")
+    message = str(caught.value)
+    assert "3 nodes" in message
+    for op in ("Det", "LpNormalization", "Hardmax"):
+        assert f"({op}): no rule for this operator" in message
+
+
+def test_int_inputs_are_refused_with_a_hint() -> None:
+    with pytest.raises(onnxlift.OptionError, match=r"'ids' is int64, not a float.* for instance 'e'"):
+        onnxlift.rewrite(embedding(), inputs=["ids"], target=0)
+    only_ids = laws.model("g (int64[N, 6] ids) => (float[N, 6, 8] y) { y = Gather (table, ids) }", table=TABLE)
+    with pytest.raises(onnxlift.OptionError, match=r"depends on no float graph input.* for instance 'y'"):
+        onnxlift.rewrite(only_ids, target="weights")
+
+
+def test_several_references_need_a_dynamic_batch() -> None:
+    with pytest.raises(onnxlift.OptionError, match="dynamic batch axis"):
+        onnxlift.rewrite(classifier(batch="1"), target=0, reference="shared")
+
+
+def test_a_name_collision_is_refused() -> None:
+    model = laws.model("g (float[N, 5] x, float[N, 5] x_reference) => (float[N, 5] y) { y = Add (x, x_reference) }")
+    with pytest.raises(onnxlift.OptionError, match="already has a tensor 'x_reference'"):
+        onnxlift.rewrite(model, target=0)
