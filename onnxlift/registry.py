@@ -100,3 +100,8 @@ def rules() -> list[Rule]:
         for key in sorted(_RULES)
         for rule in sorted(_RULES[key].values(), key=lambda rule: rule.name != _DEFAULT.get(key))
     ]
+
+
+def stops() -> list[tuple[str, str]]:
+    """Every operator where importance ends, and why."""
+    return [(op, reason) for (_, op), reason in sorted(_STOPS.items())]

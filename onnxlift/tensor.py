@@ -270,6 +270,7 @@ _FOLDED: dict[str, Callable[[Array, Array], Array]] = {
     "Add": np.add,
     "Sub": np.subtract,
     "Mul": np.multiply,
+    "Div": lambda a, b: np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b)),  # ONNX's: towards zero
     "Max": np.maximum,
     "Min": np.minimum,
 }

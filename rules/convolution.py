@@ -1,4 +1,4 @@
-"""Convolutions: affine, m_x = W^T m_y with the very same weight tensor (LIFTPAD 2.3.1, DeepLIFT "Linear rule")."""
+"""Convolutions: m_x = W^T m_y, with the model's weight tensor (LIFTPAD 2.3.1, DeepLIFT "Linear rule")."""
 
 from __future__ import annotations
 
@@ -10,33 +10,117 @@ from onnxlift.site import Site
 from onnxlift.tensor import Tensor, reshape, transpose
 
 FEW_CHANNELS = 12
-"""Below this many input channels per group ONNX Runtime's Conv is slower than its ConvTranspose (4 times at 1 to 4
-channels, 0.6 to 0.9 at 16 and more; depthwise 0.1 to 0.25: docs/performance.md)."""
+"""Below so many input channels (per group) ONNX Runtime's ConvTranspose beats its Conv by 1.5 to 8 times on the CPU;
+with more of them, and in depthwise convolutions, it loses by 1.1 to 8 times."""
 
 
 @rule("linear", "Conv")
 def convolution(site: Site) -> list[Tensor | None]:
     """m_x = W^T m_y: the transposed convolution; at stride 1 the convolution with W transposed and flipped."""
     site.only_active(0)
-    weight = site.input(1).x
-    spans = windows(site, _kernel(site, weight))
-    group = site.attribute("group", 1)
-    mirrored = _mirrored_pads(spans)
-    if mirrored is not None and _prefers_convolution(weight, group):
-        return [_convolve(site, _mirror(weight, group), spans, mirrored, group)]
-    return [transposed(site, site.m, weight, spans, group)]
+    weight, group = site.input(1).x, site.attribute("group", 1)
+    spans = windows(site, kernel_of(site, weight))
+    pads = _mirrored_pads(spans)
+    if pads is None or not _prefers_convolution(weight, group):
+        return [transposed(site, site.m, weight, spans, group)]
+    dilations = [span.dilation for span in spans]
+    mirrored = _mirrored(weight, group)
+    return [site.emitter.op("Conv", site.m, mirrored, pads=pads, dilations=dilations, group=group, shape=site.x.shape)]
 
 
-def _kernel(site: Site, weight: Tensor) -> list[int]:
-    shape = weight.shape[2:] if weight.shape is not None else (None,)
-    sizes = [size for size in numbers(site, "kernel_shape", []) or shape if isinstance(size, int)]
+def kernel_of(site: Site, weight: Tensor) -> list[int]:
+    """The size of the kernel, from the attribute or from the weight's shape."""
+    sizes = numbers(site, "kernel_shape", [])
+    if not sizes and weight.shape is not None:
+        sizes = [size for size in weight.shape[2:] if isinstance(size, int)]
     if len(sizes) != site.x.rank - 2:
         site.refuse("the size of its kernel is unknown")
     return sizes
 
 
 def _mirrored_pads(spans: Sequence[Window]) -> list[int] | None:
-    """The pads of the convolution with the mirrored kernel; None where the transpose is no convolution."""
-    ends = [span.begin for span in spans], [span.end for span in spans]
-    sizes = [span.reach - 1 - size for side in ends for span, pad in zip(spans, side) if (size := known(pad)) is not None]
-    ...
+    """The padding of the convolution that is the transpose; None where none is."""
+    if any(span.stride != 1 for span in spans):
+        return None
+    pads = [known(span.reach - 1 - size) for side in ("begin", "end") for span in spans for size in [getattr(span, side)]]
+    return [pad for pad in pads if pad is not None] if all(pad is not None and pad >= 0 for pad in pads) else None
+
+
+def _prefers_convolution(weight: Tensor, group: int) -> bool:
+    """Whether the weight's shape is known and its Conv the faster form."""
+    if weight.shape is None or not all(isinstance(size, int) for size in weight.shape):
+        return False
+    outputs, channels = (size for size in weight.shape[:2] if isinstance(size, int))
+    return channels >= FEW_CHANNELS or (1 < group == outputs and channels == 1)
+
+
+def _mirrored(weight: Tensor, group: int) -> Tensor:
+    """W with every kernel flipped and, per group, inputs and outputs exchanged: [M, C/g, ...] -> [C, M/g, ...].
+
+    Nodes on the weight, which ONNX Runtime folds when it loads the explainer: the file does not grow.
+    """
+    assert weight.shape is not None
+    outputs, channels, *kernel = (size for size in weight.shape if isinstance(size, int))
+    axes = [axis for axis, size in enumerate(weight.shape) if axis >= 2 and size != 1]
+    if axes:
+        steps = [[-1] * len(axes), [-LAST] * len(axes), axes, [-1] * len(axes)]
+        weight = weight.emitter.op("Slice", weight, *map(weight.emitter.ints, steps), shape=weight.shape)
+    rest = range(2, len(kernel) + 2)
+    if group == 1:
+        return transpose(weight, [1, 0, *rest])
+    if outputs == group and channels == 1:
+        return weight
+    grouped = reshape(weight, [group, outputs // group, channels, *kernel])
+    swapped = transpose(grouped, [0, 2, 1, *(axis + 1 for axis in rest)])
+    return reshape(swapped, [group * channels, outputs // group, *kernel])
+
+
+@rule("linear", "ConvTranspose")
+def transposed_convolution(site: Site) -> list[Tensor | None]:
+    """m_x = W^T m_y: the convolution with the same weight."""
+    site.only_active(0)
+    weight = site.input(1).x
+    kernel = kernel_of(site, weight)
+    strides, dilations = (numbers(site, name, [1] * len(kernel)) for name in ("strides", "dilations"))
+    begins, ends, surplus = [], [], []
+    for index, (taps, stride, dilation) in enumerate(zip(kernel, strides, dilations, strict=True)):
+        begin, end, extra = _cut(site, index, stride, (taps - 1) * dilation + 1)
+        begins.append(begin)
+        ends.append(max(end - extra, 0) if extra >= stride else end)
+        surplus.append(max(extra - end, 0) // stride if extra >= stride else 0)
+    m = site.emitter.op(
+        "Conv",
+        site.m,
+        weight,
+        kernel_shape=kernel,
+        strides=strides,
+        dilations=dilations,
+        pads=[*begins, *ends],
+        group=site.attribute("group", 1),
+    )
+    nothing = site.emitter.ints([0])
+    return [fit(m, [nothing] * len(kernel), [nothing - rows for rows in surplus], site.x)]
+
+
+def _cut(site: Site, index: int, stride: int, reach: int) -> tuple[int, int, int]:
+    """What ConvTranspose cuts off in front and behind along one axis, and the places that it adds behind."""
+    rank = site.x.rank - 2
+    extra = numbers(site, "output_padding", [0] * rank)[index]
+    shape, auto_pad = numbers(site, "output_shape", []), site.attribute("auto_pad", "NOTSET")
+    if shape:
+        extent = known(site.x.dim(index + 2))
+        if extent is None:
+            site.refuse("it has an output_shape, and the input's size is known at run time only")
+        wanted = shape[-rank:][index] - stride * (extent - 1)
+    elif auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        wanted = stride
+    else:
+        pads = [0] * (2 * rank) if auto_pad == "VALID" else numbers(site, "pads", [0] * (2 * rank))
+        if min(pads) < 0:
+            site.refuse("it has negative pads")
+        return pads[index], pads[index + rank], extra
+    total = reach + extra - wanted  # `wanted`: the places that the last input place alone should reach
+    if total <= 0:
+        return 0, 0, wanted - reach
+    less, more = total // 2, total - total // 2
+    return (less, more, extra) if auto_pad == "SAME_UPPER" else (more, less, extra)

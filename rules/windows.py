@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 
 from onnxlift.site import Site, Value
-from onnxlift.tensor import Tensor, concat, maximum, shape_of
+from onnxlift.tensor import Tensor, concat, maximum
 
-LAST = int(np.iinfo(np.int64).max)
+
+LAST = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def windows(site: Site, kernel: Sequence[int]) -> list[Window]:
     strides, dilations = numbers(site, "strides", [1] * rank), numbers(site, "dilations", [1] * rank)
     found = []
     for index, (taps, stride, dilation) in enumerate(zip(kernel, strides, dilations, strict=True)):
-        extent, positions = site.x.dim(index + 2), shape_of(site.m, index + 2, index + 3)
+        extent, positions = site.x.dim(index + 2), site.y.dim(index + 2)
         begin, end = _padding(site, index, taps, stride, extent)
         found.append(Window(taps, stride, dilation, begin, end, extent, positions))
     return found

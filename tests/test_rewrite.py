@@ -323,9 +323,14 @@ REFUSED: list[tuple[dict[str, object], type[Exception], str]] = [
     ({"target": 0, "expose": ["nope"]}, onnxlift.OptionError, "no tensor 'nope'"),
     ({"target": 0, "expose": ["y"]}, onnxlift.OptionError, "no importance passes"),
     (
-        {"target": 0, "plan": onnxlift.Plan([onnxlift.Choice("magic", op="Relu")])},
+        {"target": 0, "plan": onnxlift.Plan([onnxlift.Choice("magic")])},
         onnxlift.OptionError,
-        "rule 'magic' for Relu .* which has 'rescale'",
+        "rule 'magic', which no operator has",
+    ),
+    (
+        {"target": 0, "plan": onnxlift.Plan([onnxlift.Choice("linear", op="Relu")])},
+        onnxlift.OptionError,
+        "rule 'linear' for Relu .* which has 'rescale'",
     ),
 ]
 

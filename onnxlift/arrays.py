@@ -1,0 +1,121 @@
+"""Arrays in files: .npy and .npz, read without unpickling and written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import uuid
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from onnxlift.errors import DataError, OptionError
+
+Array = np.ndarray[Any, Any]
+PathLike = str | os.PathLike[str]
+
+_BROKEN = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, MemoryError)
+_BOMB_BYTES, _BOMB_RATIO = 4 << 30, 100
+
+
+def read_arrays(path: PathLike) -> Array | dict[str, Array]:
+    """The array of a .npy file, or the arrays of a .npz file by name; which of the two, its first bytes say.
+
+    Nothing is ever unpickled, and no memory is taken for bytes that are not there.
+    Raises DataError: unreadable, neither format, damaged, or holding Python objects.
+    """
+    shown = os.fspath(path)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(6)
+            file.seek(0)
+            if start == b"\x93NUMPY":
+                return _read(file, os.fstat(file.fileno()).st_size)
+            if start[:2] == b"PK":
+                return _read_members(file)
+    except OSError as error:
+        raise DataError(f"Cannot read the data {shown}: {error.strerror or error}. Check the path.") from error
+    except _BROKEN as error:
+        raise DataError(f"The data {shown} cannot be used: {str(error) or 'it is truncated'}. Save it again.") from error
+    raise DataError(f"The data {shown} is neither .npy nor .npz: save it with numpy.save or numpy.savez.")
+
+
+def write_arrays(path: PathLike, arrays: Mapping[str, Array]) -> None:
+    """Write a .npz of plain arrays to exactly `path`, atomically: it is complete or not there.
+
+    Any name round-trips: it is only the name of a zip member. Text is stored as fixed-width unicode.
+    Raises OptionError where `path` cannot be written, DataError for arrays of Python objects.
+    """
+    target = check_writable(path)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file, zipfile.ZipFile(file, "w") as archive:
+            for name, array in arrays.items():
+                plain = array.astype(str) if array.dtype == object and _all_text(array) else array
+                member = zipfile.ZipInfo(f"{name}.npy")  # with a fixed date: same arrays, same bytes
+                with archive.open(member, "w", force_zip64=True) as stream:
+                    npy.write_array(stream, plain, allow_pickle=False)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise OptionError(f"Cannot write {target}: {error.strerror or error}. Choose a writable path.") from error
+    except ValueError as error:
+        raise DataError(f"Cannot write {target}: {error}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def check_writable(path: PathLike) -> Path:
+    """Whether a file can be written at `path`, found out before the work. Raises OptionError where it cannot."""
+    target = Path(path)
+    if target.is_dir():
+        raise OptionError(f"Cannot write {target}: it is a folder. Give the name of a file.")
+    if not target.parent.is_dir():
+        raise OptionError(f"Cannot write {target}: there is no folder {target.parent}. Make it first.")
+    probe = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OptionError(f"Cannot write {target}: {reason}. Choose a writable path.") from error
+    return target
+
+
+def _read_members(file: IO[bytes]) -> dict[str, Array]:
+    arrays: dict[str, Array] = {}
+    with zipfile.ZipFile(file) as archive:
+        members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+        if not members:
+            raise ValueError("it is a zip file without arrays")
+        whole = sum(member.file_size for member in members)
+        stored = sum(member.compress_size for member in members)
+        if whole > _BOMB_BYTES and whole > _BOMB_RATIO * stored:
+            raise ValueError(f"its {stored} bytes would unpack to {whole}, which is refused")
+        for member in members:
+            with archive.open(member) as stream:
+                arrays[member.filename.removesuffix(".npy")] = _read(stream, member.file_size)
+    return arrays
+
+
+def _read(stream: IO[bytes], size: int) -> Array:
+    """One array in .npy format from a stream of `size` bytes."""
+    major = npy.read_magic(stream)[0]
+    header = npy.read_array_header_1_0(stream) if major == 1 else npy.read_array_header_2_0(stream)
+    shape, _, dtype = header
+    if dtype.hasobject:
+        raise ValueError("it holds pickled Python objects, which are never loaded")
+    if math.prod(shape) * dtype.itemsize > size - stream.tell():
+        raise ValueError(f"its header promises an array of shape {list(shape)}, but the bytes end before")
+    stream.seek(0)
+    return np.asarray(npy.read_array(stream, allow_pickle=False))
+
+
+def _all_text(array: Array) -> bool:
+    return all(isinstance(element, str) for element in array.flat)

@@ -1,0 +1,77 @@
+"""The result of an explainer, by meaning and by the names of its ONNX outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from onnxlift.arrays import Array, PathLike, write_arrays
+from onnxlift.rewrite import GAP, TARGET_OUTPUT, TARGET_REFERENCE
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What an explainer computed for N samples; where the model has no batch axis, `[N]` is a scalar.
+
+    Attributes:
+        contributions: by attributed tensor, shape and dtype of that tensor.
+        outputs: the model's own outputs by name (those that are tensors).
+        target: t(x), the explained neuron, `[N]`.
+        target_reference: t(r), the same at the reference, `[N]`; a mean where there are several references.
+        gap: t(x) - t(r) - sum of contributions, `[N]`.
+        reference_outputs: the model's outputs at the reference by name, where the explainer emits them: `[N, ...]`,
+            or one row or K rows where all samples share the references, or `[N, K, ...]`.
+        multipliers: by attributed tensor, where the explainer emits them.
+        exposed: internal tensors T, as "T", "T/multiplier" and "T/contributions".
+    """
+
+    contributions: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+    target: Array
+    target_reference: Array
+    gap: Array
+    reference_outputs: Mapping[str, Array] = field(default_factory=dict)
+    multipliers: Mapping[str, Array] = field(default_factory=dict)
+    exposed: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def difference(self) -> Array:
+        """t(x) - t(r), what the contributions of a sample add up to: `[N]`."""
+        return np.asarray(self.target - self.target_reference)
+
+    @property
+    def relative_gap(self) -> Array:
+        """|gap| / |t(x) - t(r)|, `[N]`: 0 where both are 0, inf where only the difference is."""
+        gap, difference = np.abs(self.gap), np.abs(self.difference)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(gap == 0, 0, gap / difference)
+
+    def arrays(self) -> dict[str, Array]:
+        """Everything under the names of the explainer's outputs."""
+        named = dict(self.outputs)
+        named |= {TARGET_OUTPUT: self.target, TARGET_REFERENCE: self.target_reference, GAP: self.gap}
+        named |= {f"{name}_contributions": array for name, array in self.contributions.items()}
+        named |= {f"{name}_multipliers": array for name, array in self.multipliers.items()}
+        named |= {f"{name}_reference": array for name, array in self.reference_outputs.items()}
+        return named | dict(self.exposed)
+
+    def save(self, path: PathLike) -> None:
+        """Write `arrays()` to a .npz file, atomically and without pickle.
+
+        Raises OptionError where `path` cannot be written.
+        """
+        write_arrays(path, self.arrays())
+
+    def __str__(self) -> str:
+        parts = [f"contributions of {name!r} {list(array.shape)}" for name, array in self.contributions.items()]
+        if self.target.size == 1:
+            sums = f"t(x) {self.target.item():.6g}, t(r) {self.target_reference.item():.6g}, gap {self.gap.item():.2g}"
+        else:
+            difference = np.abs(self.difference)
+            sums = (
+                f"|t(x) - t(r)| from {difference.min():.3g} to {difference.max():.3g}, "
+                f"|gap| at most {np.abs(self.gap).max():.2g}"
+            )
+        return "; ".join([", ".join(parts) or "no contributions", sums])

@@ -1,0 +1,218 @@
+"""Maximum: the stable cross-max rule (LIFTPAD 2.3.2, DFD 2.3.2, METHOD section 4).
+
+Among the places of one window let y = x_i be the maximum at the input and y0 = r_j the one at the reference. With
+k = max(y, y0), the part (k - y0) goes to i and the part (y - k) to j. One of them is 0, so that one place p takes all:
+
+    p = i where y > y0 or where r reaches y0 at i too, and j elsewhere;  m_p = dy/dx_p m_y, within [0, 1] m_y.
+
+Where dy = 0 the factor is 1 if r reaches y0 at i, which is the limit x = r, and 0 if not. On a uniform reference this
+is DFD's m = 1{x_i = y}. What a place wins in overlapping windows adds up. A minimum is the same with dy < 0.
+
+`cross-max-first` (captum, shap, tangermeme) takes the first maximum of r for j even where r reaches y0 at i too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial, reduce, wraps
+
+import numpy as np
+
+from onnxlift.registry import rule
+from onnxlift.rules.elementwise import quotient
+from onnxlift.rules.linear import reduced_axes
+from onnxlift.site import Site, Value
+from onnxlift.tensor import (
+    BOOL,
+    INT64,
+    Tensor,
+    arange,
+    cast,
+    gather_elements,
+    logical_and,
+    logical_or,
+    regroup,
+    scatter_add,
+    shape_of,
+    transpose,
+    unsqueeze,
+    where,
+    widen,
+)
+
+INT32 = np.dtype(np.int32)
+MINIMA = ("Min", "ReduceMin")
+
+TieRule = Callable[[Site, bool], Sequence[Tensor | None]]
+
+
+def cross_max(*ops: str, broadcasts: bool = False) -> Callable[[TieRule], TieRule]:
+    """Register a rule of `site` and `first`: by default with `first` false, and as `cross-max-first`."""
+
+    def register(function: TieRule) -> TieRule:
+        for name, first in (("cross-max", False), ("cross-max-first", True)):
+
+            @wraps(function)
+            def multipliers(site: Site, first: bool = first) -> Sequence[Tensor | None]:
+                return function(site, first)
+
+            rule(name, *ops, default=not first, broadcasts=broadcasts)(multipliers)
+        return function
+
+    return register
+
+
+def share(site: Site, y: Value, m: Tensor, r_i: Tensor, x_j: Tensor, tied: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether the place is i (else j), and m_p = dy/dx_p m_y. `tied`: where i may stand for j."""
+    dy = y.d
+    at_i = logical_or(dy < 0 if site.op in MINIMA else dy > 0, tied)
+    dx = where(at_i, y.x - r_i, x_j - y.r)
+    return at_i, m * quotient(dy, dx, dy.equals(0), cast(tied, dy.dtype))
+
+
+# --- windows of one tensor -------------------------------------------------------------------------------------------
+
+
+def route(site: Site, rows: Value, y: Value, m: Tensor, places: Value, axis: int, first: bool) -> Tensor:
+    """The multipliers of `rows`: every window's share, added at its place along `axis`."""
+    i, j = places.x, places.full_r
+    r_i, x_j = gather_elements(rows.full_r, i, axis), gather_elements(rows.x, j, axis)
+    at_i, m_p = share(site, y, m, r_i, x_j, i.equals(j) if first else r_i.equals(y.r))
+    nothing = widen(rows.zeros())
+    return cast(scatter_add(nothing, where(at_i, i, j), cast(m_p, nothing.dtype), axis), m.dtype)
+
+
+@cross_max("ReduceMax", "ReduceMin", "GlobalMaxPool")
+def reduction(site: Site, first: bool) -> list[Tensor]:
+    """m_p = dy/dx_p m_y at the one place p of the reduced axes that takes all (LIFTPAD 2.3.2, METHOD 4)."""
+    site.only_active(0)
+    x, pool = site.x, site.op == "GlobalMaxPool"
+    axes = list(range(2, x.rank)) if pool else reduced_axes(site)
+    if not axes:
+        return [site.m]
+    kept = [axis for axis in range(x.rank) if axis not in axes]
+    order = [*kept, *axes]
+    axis = axes[0] if len(axes) == 1 else len(kept)
+
+    def as_rows(t: Tensor) -> Tensor:
+        return t if len(axes) == 1 else regroup(transpose(t, order), len(kept), [-1])
+
+    def as_output(t: Tensor) -> Tensor:
+        return as_rows(t if pool or site.attribute("keepdims", 1) else unsqueeze(t, axes))
+
+    rows = x.map(as_rows)
+    places = rows.map(partial(first_place, "ArgMin" if site.op in MINIMA else "ArgMax", axis))
+    m = route(site, rows, site.y.map(as_output), as_output(site.m), places, axis, first)
+    if len(axes) > 1:
+        m = transpose(x.map(lambda t: transpose(t, order)).like(m), [int(a) for a in np.argsort(order)])
+    return [m]
+
+
+def first_place(op: str, axis: int, x: Tensor, keepdims: bool = True) -> Tensor:
+    """Where the first maximum (or minimum) lies along `axis`."""
+    assert x.shape is not None
+    shape = (*x.shape[:axis], *([1] if keepdims else []), *x.shape[axis + 1 :])
+    return x.emitter.op(op, x, axis=axis, keepdims=int(keepdims), shape=shape)
+
+
+@cross_max("MaxPool")
+def max_pool(site: Site, first: bool) -> list[Tensor]:
+    """m_p = dy/dx_p m_y at the one place p of each window that takes all, added up (LIFTPAD 2.3.2, METHOD 4)."""
+
+    def as_planes(t: Tensor) -> Tensor:
+        return regroup(t, 2, [-1])
+
+    tiles = tiling(site)
+    places = site.x.map(partial(pooled_places, site) if tiles is None else partial(tiled_places, tiles))
+    m = route(site, site.x.map(as_planes), site.y.map(as_planes), as_planes(site.m), places, 2, first)
+    return [site.x.like(m)]
+
+
+def pooled_places(site: Site, x: Tensor) -> Tensor:
+    """The first maximum of every window as an index into its plane (a channel of a sample): [N, C, windows]."""
+    attributes = {name: value for name, value in site.attributes.items() if name != "storage_order"}
+    outputs = x.emitter.ops("MaxPool", x, shapes=[None, None], dtypes=[x.dtype, INT64], **attributes)
+    n, c, area = shape_of(x, 0, 1), shape_of(x, 1, 2), shape_of(x, 2)
+    area = x.emitter.op("ReduceProd", area, keepdims=0, shape=()) if area.value is None else _product(area)
+    plane = unsqueeze(arange(n), [1]) * c + arange(c)
+    assert x.shape is not None
+    index = x.emitter.op("Reshape", outputs[1], x.emitter.ints([0, 0, -1]), shape=(*x.shape[:2], None))
+    return x.emitter.op("Sub", index, unsqueeze(plane * area, [2]), shape=index.shape)
+
+
+def _product(extents: Tensor) -> Tensor:
+    return extents.emitter.constant(int(np.prod(extents.value)), INT64)
+
+
+def tiling(site: Site) -> list[tuple[int, int]] | None:
+    """Windows and extent of each per spatial axis, where the windows are tiles of a known number; None elsewhere."""
+    kernel = [int(k) for k in site.attribute("kernel_shape")]
+    ones = [1] * len(kernel)
+    x, y = (list((value.shape or ())[2:]) for value in (site.x, site.y))
+    apart = list(site.attribute("strides", ones)) == kernel and list(site.attribute("dilations", ones)) == ones
+    if not apart or any(site.attribute("pads", [])) or not x or len(x) != len(y):
+        return None
+    if not all(isinstance(n, int) and w == n // k for n, w, k in zip(x, y, kernel, strict=True)):
+        return None
+    return list(zip((w for w in y if isinstance(w, int)), kernel, strict=True))
+
+
+def tiled_places(tiles: list[tuple[int, int]], x: Tensor) -> Tensor:
+    """As `pooled_places`, for tiles: the index within a tile, moved to where the tile begins."""
+    emitter, axes = x.emitter, range(2, 2 + len(tiles))
+    assert x.shape is not None
+    extents = [dim for dim in x.shape[2:] if isinstance(dim, int)]
+    steps = [int(np.prod(extents[d + 1 :])) for d in range(len(tiles))]
+    windows, kernel = zip(*tiles, strict=True)
+    covered = [w * k for w, k in tiles]
+    if covered != extents:
+        bounds = map(emitter.ints, ([0] * len(tiles), covered, axes))
+        x = emitter.op("Slice", x, *bounds, shape=(*x.shape[:2], *covered))
+    split = regroup(x, 2, [extent for tile in tiles for extent in tile])
+    order = [0, 1, *range(2, split.rank, 2), *range(3, split.rank, 2)]
+    within = first_place("ArgMax", axes.stop, regroup(transpose(split, order), 2, [*windows, -1]), keepdims=False)
+    if len(tiles) > 1:
+        table = reduce(np.add.outer, [np.arange(k) * step for k, step in zip(kernel, steps, strict=True)])
+        within = emitter.op("Gather", emitter.ints(table.ravel()), within, axis=0, shape=within.shape)
+    starts = reduce(np.add.outer, [np.arange(w) * k * step for (w, k), step in zip(tiles, steps, strict=True)])
+    return regroup(within + emitter.constant(starts, INT64), 2, [-1])
+
+
+# --- several tensors -------------------------------------------------------------------------------------------------
+
+
+@cross_max("Max", "Min", broadcasts=True)
+def operands(site: Site, first: bool) -> list[Tensor | None]:
+    """m_p = dy/dx_p m_y for the one operand p that takes all; a lone operand among constants: dy/dx m_y (METHOD 4)."""
+    values = [site.input(index) for index in range(len(site.inputs))]
+    active = [index for index, value in enumerate(values) if value.active]
+    if len(active) == 1:
+        return [lone_operand(site, values, index) if index in active else None for index in range(len(values))]
+    y = site.y
+    xs, rs = [value.x for value in values], [value.r for value in values]
+    i, r_i = first_operand(xs, y.x, rs)
+    j, x_j = first_operand(rs, y.r, xs)
+    at_i, m_p = share(site, y, site.m, r_i, x_j, i.equals(j) if first else r_i.equals(y.r))
+    p = where(at_i, i, j)
+    return [where(p.equals(index), m_p, 0.0) if index in active else None for index in range(len(values))]
+
+
+def first_operand(tensors: Sequence[Tensor], top: Tensor, others: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The number of the first tensor that reaches `top`, and what `others` have there."""
+    last = len(tensors) - 1
+    number, there = top.emitter.constant(last, INT32), others[last]
+    for index in reversed(range(last)):
+        hit = tensors[index].equals(top)
+        number, there = where(hit, index, number), where(hit, others[index], there)
+    return number, there
+
+
+def lone_operand(site: Site, values: Sequence[Value], index: int) -> Tensor:
+    """dy/dx m_y, and at x = r: m_y where the operand is the first to reach the maximum."""
+    x, y, emitter = values[index], site.y, site.emitter
+    wins = emitter.constant(True, BOOL)
+    for number, other in enumerate(values):
+        if number != index:
+            low, high = (x.x, other.x) if site.op == "Min" else (other.x, x.x)
+            wins = logical_and(wins, low < high if number < index else low <= high)
+    return site.m * quotient(y.d, x.d, x.d.equals(0), cast(wins, x.dtype))
