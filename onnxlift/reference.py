@@ -363,7 +363,9 @@ def _spread(r: Tensor, x: Tensor) -> Tensor:
 def _merge_rows(r: Tensor) -> Tensor:
     """[N, K, ...] -> [N * K, ...]."""
     rest = (r.shape or ())[2:]
-    return reshape(r, _rows_and(rest, r))
+    merged = reshape(r, _rows_and(rest, r))
+    merged.shape = (None, *rest)
+    return merged
 
 
 def _rest(x: Tensor) -> Sequence[Dim]:

@@ -20,7 +20,7 @@ import onnxlift.rules  # noqa: F401 - fills the registry
 from onnxlift import registry
 from onnxlift.errors import OptionError, RuleError
 from onnxlift.flow import Flow, Problem, Step, dependents, is_float, trace
-from onnxlift.graph import Graph, Node
+from onnxlift.graph import Graph, Handle, Node
 from onnxlift.model import load, normal_form, save
 from onnxlift.plan import Plan, resolve
 from onnxlift.reference import Batch, ReferenceSpec, Runs, find_batch, given_inputs, run_twice
@@ -346,15 +346,19 @@ class _Rewriter:
             results[f"{node}/residual"] = residual
         handles = [self.graph.tensors[name] for name in outputs]
         for name, tensor in results.items():
-            handles.append(self._output(name, tensor))
+            handles.append(self._output(name, tensor, handles))
         self.graph.set_outputs(handles)
 
-    def _output(self, name: str, tensor: Tensor):  # type: ignore[no-untyped-def]
-        """A graph output of that very name."""
+    def _output(self, name: str, tensor: Tensor, taken: Sequence[Handle]) -> Handle:
+        """A graph output of that very name: the tensor itself, or a copy where it has a name already."""
         if tensor.name == name:
             return tensor.handle
         if name in self.graph.tensors:
             raise OptionError(f"the model already has a tensor {name!r}, the name of an explainer output: rename it")
+        free = id(tensor) not in self._named and self.graph.is_computed(tensor.handle)
+        if free and not any(tensor.handle is handle for handle in taken):
+            self.graph.rename(tensor.handle, name)
+            return tensor.handle
         handle = self.graph.variable(name, tensor.dtype, tensor.shape)
         self.graph.node("Identity", [tensor.handle], [handle], {}, name=name)
         return handle

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from onnxlift.registry import rule
-from onnxlift.rules.windows import LAST, Window, fit, known, numbers, transposed, windows
+from onnxlift.rules.windows import LAST, fit, known, mirrored_pads, numbers, transposed, windows
 from onnxlift.site import Site
 from onnxlift.tensor import Tensor, reshape, transpose
 
@@ -20,7 +18,7 @@ def convolution(site: Site) -> list[Tensor | None]:
     site.only_active(0)
     weight, group = site.input(1).x, site.attribute("group", 1)
     spans = windows(site, kernel_of(site, weight))
-    pads = _mirrored_pads(spans)
+    pads = mirrored_pads(spans)
     if pads is None or not _prefers_convolution(weight, group):
         return [transposed(site, site.m, weight, spans, group)]
     dilations = [span.dilation for span in spans]
@@ -36,14 +34,6 @@ def kernel_of(site: Site, weight: Tensor) -> list[int]:
     if len(sizes) != site.x.rank - 2:
         site.refuse("the size of its kernel is unknown")
     return sizes
-
-
-def _mirrored_pads(spans: Sequence[Window]) -> list[int] | None:
-    """The padding of the convolution that is the transpose; None where none is."""
-    if any(span.stride != 1 for span in spans):
-        return None
-    pads = [known(span.reach - 1 - size) for side in ("begin", "end") for span in spans for size in [getattr(span, side)]]
-    return [pad for pad in pads if pad is not None] if all(pad is not None and pad >= 0 for pad in pads) else None
 
 
 def _prefers_convolution(weight: Tensor, group: int) -> bool:
@@ -99,7 +89,7 @@ def transposed_convolution(site: Site) -> list[Tensor | None]:
         group=site.attribute("group", 1),
     )
     nothing = site.emitter.ints([0])
-    return [fit(m, [nothing] * len(kernel), [nothing - rows for rows in surplus], site.x)]
+    return [fit(m, [nothing] * len(kernel), [nothing - rows for rows in surplus])]
 
 
 def _cut(site: Site, index: int, stride: int, reach: int) -> tuple[int, int, int]:

@@ -13,7 +13,9 @@ is DFD's m = 1{x_i = y}. What a place wins in overlapping windows adds up. A min
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial, reduce, wraps
 
 import numpy as np
@@ -25,6 +27,7 @@ from onnxlift.site import Site, Value
 from onnxlift.tensor import (
     BOOL,
     INT64,
+    Array,
     Tensor,
     arange,
     cast,
@@ -144,38 +147,48 @@ def _product(extents: Tensor) -> Tensor:
     return extents.emitter.constant(int(np.prod(extents.value)), INT64)
 
 
-def tiling(site: Site) -> list[tuple[int, int]] | None:
-    """Windows and extent of each per spatial axis, where the windows are tiles of a known number; None elsewhere."""
-    kernel = [int(k) for k in site.attribute("kernel_shape")]
-    ones = [1] * len(kernel)
-    x, y = (list((value.shape or ())[2:]) for value in (site.x, site.y))
-    apart = list(site.attribute("strides", ones)) == kernel and list(site.attribute("dilations", ones)) == ones
-    if not apart or any(site.attribute("pads", [])) or not x or len(x) != len(y):
-        return None
-    if not all(isinstance(n, int) and w == n // k for n, w, k in zip(x, y, kernel, strict=True)):
-        return None
-    return list(zip((w for w in y if isinstance(w, int)), kernel, strict=True))
+@dataclass(frozen=True)
+class Tiles:
+    """Windows side by side along one axis: `count` of `size` places each, of `extent` in all."""
+
+    count: int
+    size: int
+    extent: int
 
 
-def tiled_places(tiles: list[tuple[int, int]], x: Tensor) -> Tensor:
+def tiling(site: Site) -> list[Tiles] | None:
+    """The windows per spatial axis where they are tiles of a known number; None where they are not."""
+    sizes = [int(size) for size in site.attribute("kernel_shape")]
+    ones = [1] * len(sizes)
+    x, y = ((value.shape or ())[2:] for value in (site.x, site.y))
+    apart = list(site.attribute("strides", ones)) == sizes and list(site.attribute("dilations", ones)) == ones
+    if not apart or any(site.attribute("pads", [])) or not len(x) == len(y) == len(sizes):
+        return None
+    tiles = [Tiles(n // k, k, n) for n, k in zip(x, sizes, strict=True) if isinstance(n, int)]
+    return tiles if tuple(tile.count for tile in tiles) == y else None
+
+
+def tiled_places(tiles: Sequence[Tiles], x: Tensor) -> Tensor:
     """As `pooled_places`, for tiles: the index within a tile, moved to where the tile begins."""
     emitter, axes = x.emitter, range(2, 2 + len(tiles))
-    assert x.shape is not None
-    extents = [dim for dim in x.shape[2:] if isinstance(dim, int)]
-    steps = [int(np.prod(extents[d + 1 :])) for d in range(len(tiles))]
-    windows, kernel = zip(*tiles, strict=True)
-    covered = [w * k for w, k in tiles]
-    if covered != extents:
-        bounds = map(emitter.ints, ([0] * len(tiles), covered, axes))
-        x = emitter.op("Slice", x, *bounds, shape=(*x.shape[:2], *covered))
-    split = regroup(x, 2, [extent for tile in tiles for extent in tile])
+    counts, covered = [tile.count for tile in tiles], [tile.count * tile.size for tile in tiles]
+    if any(tile.count * tile.size < tile.extent for tile in tiles):
+        x = emitter.op("Slice", x, *map(emitter.ints, ([0] * len(tiles), covered, axes)), shape=x.shape)
+    split = regroup(x, 2, [extent for tile in tiles for extent in (tile.count, tile.size)])
     order = [0, 1, *range(2, split.rank, 2), *range(3, split.rank, 2)]
-    within = first_place("ArgMax", axes.stop, regroup(transpose(split, order), 2, [*windows, -1]), keepdims=False)
+    windows = regroup(transpose(split, order), 2, [*counts, math.prod(tile.size for tile in tiles)])
+    within = first_place("ArgMax", axes.stop, windows, keepdims=False)
+    steps = [math.prod(tile.extent for tile in tiles[axis + 1 :]) for axis in range(len(tiles))]
     if len(tiles) > 1:
-        table = reduce(np.add.outer, [np.arange(k) * step for k, step in zip(kernel, steps, strict=True)])
+        table = _grid([tile.size for tile in tiles], steps)
         within = emitter.op("Gather", emitter.ints(table.ravel()), within, axis=0, shape=within.shape)
-    starts = reduce(np.add.outer, [np.arange(w) * k * step for (w, k), step in zip(tiles, steps, strict=True)])
+    starts = _grid(counts, [tile.size * step for tile, step in zip(tiles, steps, strict=True)])
     return regroup(within + emitter.constant(starts, INT64), 2, [-1])
+
+
+def _grid(counts: Sequence[int], steps: Sequence[int]) -> Array:
+    """The flat index of every point of a grid with these `steps` between its points."""
+    return np.asarray(reduce(np.add.outer, [np.arange(n) * step for n, step in zip(counts, steps, strict=True)]))
 
 
 # --- several tensors -------------------------------------------------------------------------------------------------

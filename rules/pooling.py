@@ -7,10 +7,12 @@ import math
 import operator
 from collections.abc import Sequence
 
+import numpy as np
+
 from onnxlift.registry import rule
-from onnxlift.rules.windows import Window, fit, known, numbers, transposed, windows
+from onnxlift.rules.windows import Window, fit, known, mirrored_pads, numbers, transposed, windows
 from onnxlift.site import Site
-from onnxlift.tensor import INT64, Tensor, cast, concat, expand, maximum, minimum, reshape
+from onnxlift.tensor import INT64, Tensor, cast, concat, maximum, minimum, reshape
 
 
 @rule("linear", "GlobalAveragePool")
@@ -43,14 +45,17 @@ def _factor(site: Site, spans: Sequence[Window]) -> Tensor | None:
     """Places of the kernel / places that a window counts, shaped to broadcast over m; None where it is 1."""
     factor: Tensor | None = None
     for index, span in enumerate(spans):
-        counts = _counts(site, span)
-        if counts.value is not None and (counts.value == span.kernel).all():
+        inside = site.attribute("count_include_pad", 0) or (known(span.begin) == 0 and known(span.end) == 0)
+        if inside and not site.attribute("ceil_mode", 0):
             continue
-        if counts.value is not None:
-            ratio = site.emitter.constant(span.kernel / counts.value, site.m.dtype)
+        counts = _counts(site, span)
+        shape = [-1] + [1] * (len(spans) - 1 - index)
+        if counts.value is None:
+            ratio = reshape(span.kernel / cast(counts, site.m.dtype), shape)
+        elif (counts.value == span.kernel).all():
+            continue
         else:
-            ratio = span.kernel / cast(counts, site.m.dtype)
-        ratio = reshape(ratio, [-1] + [1] * (len(spans) - 1 - index))
+            ratio = site.emitter.constant((span.kernel / counts.value).reshape(shape), site.m.dtype)
         factor = ratio if factor is None else factor * ratio
     return factor
 
@@ -87,11 +92,19 @@ def _repeated(site: Site, share: Tensor, spans: Sequence[Window]) -> Tensor:
         coordinate_transformation_mode="asymmetric",
         nearest_mode="floor",
     )
-    before = [0 - span.begin for span in spans]
-    after = [0 - span.excess for span in spans]
-    return fit(full, before, after, site.x)
+    return fit(full, [0 - span.begin for span in spans], [0 - span.excess for span in spans])
 
 
 def _pooled(site: Site, m: Tensor, spans: Sequence[Window]) -> Tensor:
-    """Stride 1: the transpose of an average pool is an average pool, with the padding that mirrors the first."""
-    ...
+    """Stride 1: the transpose of an average pool is the average pool with the padding that mirrors it."""
+    kernel = [span.kernel for span in spans]
+    pads = mirrored_pads(spans)
+    return site.emitter.op("AveragePool", m, kernel_shape=kernel, pads=pads, count_include_pad=1)
+
+
+def _scattered(site: Site, m: Tensor, spans: Sequence[Window], share: float) -> Tensor:
+    """Any windows: a transposed convolution of every channel on its own, with a constant kernel."""
+    channels = site.emitter.ints([-1, 1])
+    apart = reshape(m, concat([channels, *(span.positions for span in spans)], axis=0))
+    weight = site.emitter.constant(np.full((1, 1, *(span.kernel for span in spans)), share), m.dtype)
+    return site.x.like(transposed(site, apart, weight, spans))

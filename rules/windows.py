@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
-from onnxlift.site import Site, Value
+from onnxlift.site import Site
 from onnxlift.tensor import Tensor, concat, maximum
-
 
 LAST = 2**63 - 1
 
@@ -70,8 +68,25 @@ def windows(site: Site, kernel: Sequence[int]) -> list[Window]:
     for index, (taps, stride, dilation) in enumerate(zip(kernel, strides, dilations, strict=True)):
         extent, positions = site.x.dim(index + 2), site.y.dim(index + 2)
         begin, end = _padding(site, index, taps, stride, extent)
-        found.append(Window(taps, stride, dilation, begin, end, extent, positions))
+        window = Window(taps, stride, dilation, begin, end, extent, positions)
+        expected = _positions(window, bool(site.attribute("ceil_mode", 0)))
+        if expected is not None and known(positions) not in (None, expected):
+            site.refuse(
+                f"its output has {expected} places along axis {index + 2} in ONNX Runtime, "
+                f"and {known(positions)} by ONNX's shape inference (ceil_mode, or SAME padding with a dilation)"
+            )
+        found.append(window)
     return found
+
+
+def _positions(window: Window, ceil: bool) -> int | None:
+    """How many windows ONNX Runtime places, where the sizes are known."""
+    extent, begin, end = known(window.extent), known(window.begin), known(window.end)
+    if extent is None or begin is None or end is None:
+        return None
+    room = extent + begin + end - window.reach
+    count = (-(-room // window.stride) if ceil else room // window.stride) + 1
+    return count - 1 if ceil and (count - 1) * window.stride >= extent + begin else count
 
 
 def _padding(site: Site, index: int, kernel: int, stride: int, extent: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,6 +102,8 @@ def _padding(site: Site, index: int, kernel: int, stride: int, extent: Tensor) -
             else:
                 total = ((extent + (stride - 1)) / stride - 1) * stride + kernel - extent
                 total = total if site.op.endswith("Pool") else maximum(total, 0)
+                if stride > kernel and max(numbers(site, "dilations", [1])) > 1:
+                    site.refuse("it has SAME padding with dilated windows and a stride larger than the kernel")
             begin = (total if same == "SAME_UPPER" else total + 1) / 2
             return begin, total - begin
         case "VALID":
@@ -96,6 +113,15 @@ def _padding(site: Site, index: int, kernel: int, stride: int, extent: Tensor) -
             if min(pads) < 0:
                 site.refuse("it has negative pads")
             return site.emitter.ints([pads[index]]), site.emitter.ints([pads[index + site.x.rank - 2]])
+
+
+def mirrored_pads(spans: Sequence[Window]) -> list[int] | None:
+    """At stride 1 the transpose is a sliding window too: its padding. None where it is not."""
+    if any(span.stride != 1 for span in spans):
+        return None
+    sizes = [span.reach - 1 - span.begin for span in spans] + [span.reach - 1 - span.end for span in spans]
+    pads = [pad for size in sizes if (pad := known(size)) is not None and pad >= 0]
+    return pads if len(pads) == len(sizes) else None
 
 
 def transposed(site: Site, m: Tensor, weight: Tensor, spans: Sequence[Window], group: int = 1) -> Tensor:
@@ -118,11 +144,11 @@ def transposed(site: Site, m: Tensor, weight: Tensor, spans: Sequence[Window], g
     )
     before = [pad - span.begin for pad, span in zip(pads, spans, strict=True)]
     after = [pad - span.excess - more for pad, span, more in zip(pads, spans, extra, strict=True)]
-    return fit(full, before, after, site.x)
+    return fit(full, before, after)
 
 
-def fit(tensor: Tensor, before: Sequence[Tensor], after: Sequence[Tensor], x: Value) -> Tensor:
-    """Add zeros around the spatial axes of a tensor, or cut where the number is negative, to the shape of `x`."""
+def fit(tensor: Tensor, before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
+    """Add so many zeros in front of and behind the spatial axes of a tensor; cut where the number is negative."""
     emitter = tensor.emitter
     sizes = [known(size) for size in (*before, *after)]
     if all(size == 0 for size in sizes):
@@ -131,6 +157,6 @@ def fit(tensor: Tensor, before: Sequence[Tensor], after: Sequence[Tensor], x: Va
         starts = [-(size or 0) for size in sizes[: len(before)]]
         stops = [size or LAST for size in sizes[len(before) :]]
         axes = range(2, 2 + len(before))
-        return emitter.op("Slice", tensor, *map(emitter.ints, (starts, stops, axes)), shape=x.shape)
+        return emitter.op("Slice", tensor, *map(emitter.ints, (starts, stops, axes)))
     none = emitter.ints([0, 0])
-    return emitter.op("Pad", tensor, concat([none, *before, none, *after], axis=0), shape=x.shape)
+    return emitter.op("Pad", tensor, concat([none, *before, none, *after], axis=0))

@@ -1,0 +1,273 @@
+"""What an explainer takes, and the user's arrays checked and converted to exactly that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from onnxlift.arrays import Array
+from onnxlift.errors import DataError
+
+Data = ArrayLike | Mapping[str, ArrayLike]
+
+_DTYPES = {"float": "float32", "double": "float64"}
+
+
+@dataclass(frozen=True)
+class Port:
+    """One graph input of an explainer.
+
+    `role`: "data", "reference", "target" or "weights". `of`: the data input that a reference belongs to.
+    `shape`: ints and symbols. `split`: the leading axis counts samples.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int | str | None, ...]
+    role: str
+    of: str
+    split: bool
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The element type. Raises DataError where NumPy has none."""
+        name = self.kind.removeprefix("tensor(").removesuffix(")")
+        if not self.kind.startswith("tensor(") or name in ("string", "bfloat16") or name.startswith("float8"):
+            raise DataError(
+                f"input {self.name!r} is of type {self.kind}, which onnxlift cannot feed: run the explainer with "
+                "ONNX Runtime directly"
+            )
+        return np.dtype(_DTYPES.get(name, name))
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Arrays ready to run, by graph input. `split` names those whose leading axis counts the `samples`.
+
+    `samples` is None where there is no batch axis; `references` is K.
+    """
+
+    arrays: Mapping[str, Array]
+    split: frozenset[str]
+    samples: int | None
+    references: int
+
+    def chunks(self, size: int, fixed: bool) -> Iterator[tuple[int, int, dict[str, Array]]]:
+        """Start, stop and the split arrays of each chunk; `fixed`: the last one repeats its last row up to `size`."""
+        for start in range(0, self.samples or 1, size):
+            stop = min(start + size, self.samples or 1)
+            rows = {name: self.arrays[name][start:stop] for name in self.split}
+            if fixed and stop - start < size:
+                index = np.minimum(np.arange(size), stop - start - 1)
+                rows = {name: array[index] for name, array in rows.items()}
+            yield start, stop, {name: np.ascontiguousarray(array) for name, array in rows.items()}
+
+
+class Intake:
+    """The graph inputs of an explainer, from its session and its metadata."""
+
+    def __init__(self, inputs: Sequence[Any], description: Mapping[str, Any]) -> None:
+        self._about = description
+        self._given: list[str] = description["references"]
+        shapes = {value.name: tuple(value.shape) for value in inputs}
+        self.batch: int | str | None = shapes[self._given[0]][0] if description["batched"] else None
+        self.ports = {value.name: self._port(value.name, value.type, shapes[value.name]) for value in inputs}
+
+    def _port(self, name: str, kind: str, shape: tuple[int | str | None, ...]) -> Port:
+        base = name.removesuffix("_reference")
+        if self._about["reference"] in ("paired", "shared", "grouped") and name != base and base in self._given:
+            split = self.batch is not None and self._about["reference"] != "shared"
+            return Port(name, kind, shape, "reference", base, split)
+        role = "data"
+        if name == "target" and self._about["target"] == "input":
+            role = "target"
+        elif name == "target_weights" and self._about["target"] == "weights":
+            role = "weights"
+        split = self.batch is not None and bool(shape) and (role != "data" or shape[0] == self.batch)
+        return Port(name, kind, shape, role, name, split)
+
+    def of_role(self, role: str) -> list[Port]:
+        """The inputs of one role, in the graph's order."""
+        return [port for port in self.ports.values() if port.role == role]
+
+    def feed(
+        self,
+        data: Data,
+        reference: Data | None = None,
+        target: ArrayLike | None = None,
+        target_weights: ArrayLike | None = None,
+    ) -> Feed:
+        """Check and convert one call's arrays. Raises DataError."""
+        raw = self._named(data, reference, target, target_weights)
+        arrays = {name: _array(name, value, self.ports[name].dtype) for name, value in raw.items()}
+        samples = self._samples(arrays)
+        split = {name for name, port in self.ports.items() if port.split}
+        for port in self.of_role("data"):  # a fixed extent may be the batch, or happen to equal it
+            leading = arrays[port.name].shape[:1]
+            if isinstance(self.batch, int) and port.name not in self._given and leading != (samples,):
+                split -= {port.name} if leading == (self.batch,) else set()
+        for port in self.ports.values():
+            if samples is not None and port.role != "data" and port.split:
+                arrays[port.name] = _spread(arrays[port.name], len(port.shape), samples)
+            self._check_shape(port, arrays, samples if port.name in split else None)
+            _check_finite(port, arrays[port.name], port.name in split)
+        self._check_target(arrays)
+        return Feed(arrays, frozenset(split), samples, self._references(arrays))
+
+    def _named(
+        self, data: Data, reference: Data | None, target: ArrayLike | None, weights: ArrayLike | None
+    ) -> dict[str, ArrayLike]:
+        """All arrays of a call by graph input; every input once, no other name."""
+        named: dict[str, ArrayLike] = {}
+        if isinstance(data, Mapping):
+            named.update(data)
+        else:
+            ports = self.of_role("data")
+            if len(ports) != 1:
+                names = ", ".join(repr(port.name) for port in ports)
+                raise DataError(f"the model has {len(ports)} inputs: give a mapping with the arrays of {names}")
+            named[ports[0].name] = data
+        extra: dict[str, ArrayLike] = {}
+        if isinstance(reference, Mapping):
+            extra |= {name if name in self.ports else f"{name}_reference": array for name, array in reference.items()}
+        elif reference is not None:
+            if len(self._given) != 1:
+                wanted = ", ".join(map(repr, self._given))
+                raise DataError(f"references are needed for {wanted}: give them as a mapping from these names")
+            extra[f"{self._given[0]}_reference"] = reference
+        extra |= {} if target is None else {"target": target}
+        extra |= {} if weights is None else {"target_weights": weights}
+        for name in extra:
+            role = "reference" if name.endswith("_reference") else name.removeprefix("target_")
+            if name not in self.ports or self.ports[name].role != role:
+                raise DataError(f"the explainer takes no {name!r}: {self._option(role)}")
+            if name in named:
+                raise DataError(f"{name!r} is given twice, in the data and as an argument: leave one out")
+        named |= extra
+        for name in named:
+            if name not in self.ports:
+                raise DataError(f"no input {name!r} in the explainer: it takes {', '.join(map(repr, self.ports))}")
+        for port in self.ports.values():
+            if port.name not in named:
+                hint = "" if port.role == "data" else f" ({self._option(port.role)})"
+                raise DataError(f"the array of input {port.name!r} is missing{hint}: give it")
+        return named
+
+    def _option(self, role: str) -> str:
+        option = "reference" if role == "reference" else "target"
+        return f"it was rewritten with {option}={self._about[option]!r}"
+
+    def _samples(self, arrays: Mapping[str, Array]) -> int | None:
+        """N, where there is a batch axis."""
+        if self.batch is None:
+            return None
+        first = self._given[0]
+        if not arrays[first].ndim:
+            raise DataError(f"input {first!r} is a single number, but needs shape {_shown(self.ports[first].shape)}")
+        samples = len(arrays[first])
+        if samples == 0:
+            raise DataError(f"input {first!r} has no samples: its shape is {list(arrays[first].shape)}")
+        return samples
+
+    def _references(self, arrays: Mapping[str, Array]) -> int:
+        """K: over how many references each sample is averaged."""
+        first = arrays.get(f"{self._given[0]}_reference")
+        match self._about["reference"]:
+            case "shared" if first is not None:
+                return len(first)
+            case "grouped" if first is not None:
+                return first.shape[1]
+        return self._about.get("reference_rows") or 1
+
+    def _check_shape(self, port: Port, arrays: Mapping[str, Array], samples: int | None) -> None:
+        """Rank, fixed extents, as many rows as there are samples, and a reference like what it belongs to."""
+        shape = arrays[port.name].shape
+        wanted: list[int | str | None] = list(port.shape)
+        lead = {"shared": 1, "grouped": 2}.get(self._about["reference"], 0) if port.role == "reference" else 0
+        if port.role == "reference":
+            wanted[lead:] = arrays[port.of].shape[min(lead, 1) :] if lead else arrays[port.of].shape
+            first = arrays[f"{self._given[0]}_reference"].shape
+            if lead and len(first) >= lead:
+                wanted[lead - 1] = first[lead - 1]
+        if samples is not None:
+            wanted[0] = samples
+        fits = len(shape) == len(wanted) and all(
+            not isinstance(dim, int) or dim == size for dim, size in zip(wanted, shape, strict=True)
+        )
+        if fits and 0 not in shape:
+            return
+        hint = ""
+        if len(shape) == len(wanted) - 1:
+            hint = "; add the missing axis in front, array[None]"
+        elif len(shape) == len(wanted) and samples is not None and shape[1:] == tuple(wanted[1:]):
+            hint = f": one row per sample of {self._given[0]!r}"
+        raise DataError(f"input {port.name!r} has shape {list(shape)}, expected {_shown(wanted)}{hint}")
+
+    def _check_target(self, arrays: Mapping[str, Array]) -> None:
+        """Indices inside the explained tensor, where its shape is known."""
+        if "target" not in arrays or self.ports["target"].role != "target":
+            return
+        lead = int(self.batch is not None)
+        limits = self._about["output_shape"][lead:]
+        index = arrays["target"].reshape(-1, len(limits)) if lead else arrays["target"][None]
+        upper = np.array([dim if isinstance(dim, int) else np.iinfo(np.int64).max for dim in limits])
+        bad = np.flatnonzero(((index < 0) | (index >= upper)).any(axis=1))
+        if bad.size:
+            sample = f" of sample {bad[0]}" if lead else ""
+            value = index[bad[0]].tolist()
+            raise DataError(
+                f"target {value[0] if len(value) == 1 else value}{sample} is out of range: tensor "
+                f"{self._about['output']!r} has shape {_shown(limits)} per sample, counted from 0"
+            )
+
+
+def _array(name: str, value: ArrayLike, dtype: np.dtype[Any]) -> Array:
+    """`value` as an array of `dtype`, contiguous; refused where a value would change beyond rounding."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"input {name!r} is no array: {error}") from error
+    if array.dtype.kind not in "fiub":
+        what = "text or Python objects" if array.dtype.kind in "OSU" else str(array.dtype)
+        raise DataError(f"input {name!r} holds {what}, expected numbers ({dtype})")
+    if array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = array.astype(dtype)
+        exact = dtype.kind == "f" or np.array_equal(converted, array)
+    if not exact:
+        raise DataError(f"input {name!r} takes {dtype}, and its {array.dtype} values do not fit: convert them first")
+    return converted
+
+
+def _spread(array: Array, rank: int, samples: int) -> Array:
+    """One reference, target or weights for all samples: repeated along the batch axis."""
+    if array.ndim == rank - 1 and rank <= 2:
+        array = array[None]
+    if array.ndim == rank and len(array) == 1:
+        return np.broadcast_to(array, (samples, *array.shape[1:]))
+    return array
+
+
+def _check_finite(port: Port, array: Array, split: bool) -> None:
+    if array.dtype.kind != "f":
+        return
+    finite = np.isfinite(array)
+    if finite.all():
+        return
+    place = np.argwhere(~finite)[0]
+    value = "NaN" if np.isnan(array[tuple(place)]) else "an infinite value"
+    where = f" in sample {place[0]}" if split else f" at {place.tolist()}"
+    count = int(np.count_nonzero(~finite))
+    raise DataError(
+        f"input {port.name!r} has {value}{where} ({count} such value{'s' * (count > 1)} in all, as {array.dtype}): "
+        "contributions need finite numbers"
+    )
+
+
+def _shown(dims: Sequence[object]) -> str:
+    return "[" + ", ".join("?" if dim is None else str(dim) for dim in dims) + "]"
