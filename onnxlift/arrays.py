@@ -42,7 +42,9 @@ def read_arrays(path: PathLike) -> Array | dict[str, Array]:
     except OSError as error:
         raise DataError(f"Cannot read the data {shown}: {error.strerror or error}. Check the path.") from error
     except _BROKEN as error:
-        raise DataError(f"The data {shown} cannot be used: {str(error) or 'it is truncated'}. Save it again.") from error
+        raise DataError(
+            f"The data {shown} cannot be used: {str(error) or 'it is truncated'}. Save it again."
+        ) from error
     raise DataError(f"The data {shown} is neither .npy nor .npz: save it with numpy.save or numpy.savez.")
 
 

@@ -68,18 +68,23 @@ class Feed:
 
 
 class Intake:
-    """The graph inputs of an explainer, from its session and its metadata."""
+    """The graph inputs of an explainer, from its session and its metadata.
+
+    `ports` by name; `given` names those that need a reference; `batch` is the batch axis's size, its symbol, or None
+    where there is none; `neurons` is the explained tensor's shape per sample.
+    """
 
     def __init__(self, inputs: Sequence[Any], description: Mapping[str, Any]) -> None:
         self._about = description
-        self._given: list[str] = description["references"]
+        self.given: list[str] = description["references"]
         shapes = {value.name: tuple(value.shape) for value in inputs}
-        self.batch: int | str | None = shapes[self._given[0]][0] if description["batched"] else None
+        self.neurons: list[int | str | None] = description["output_shape"][int(description["batched"]) :]
+        self.batch: int | str | None = shapes[self.given[0]][0] if description["batched"] else None
         self.ports = {value.name: self._port(value.name, value.type, shapes[value.name]) for value in inputs}
 
     def _port(self, name: str, kind: str, shape: tuple[int | str | None, ...]) -> Port:
         base = name.removesuffix("_reference")
-        if self._about["reference"] in ("paired", "shared", "grouped") and name != base and base in self._given:
+        if self._about["reference"] in ("paired", "shared", "grouped") and name != base and base in self.given:
             split = self.batch is not None and self._about["reference"] != "shared"
             return Port(name, kind, shape, "reference", base, split)
         role = "data"
@@ -102,13 +107,16 @@ class Intake:
         target_weights: ArrayLike | None = None,
     ) -> Feed:
         """Check and convert one call's arrays. Raises DataError."""
-        raw = self._named(data, reference, target, target_weights)
-        arrays = {name: _array(name, value, self.ports[name].dtype) for name, value in raw.items()}
+        arrays = self.arrays(data, reference, target, target_weights)
+        for port in self.ports.values():
+            if port.name not in arrays:
+                hint = "" if port.role == "data" else f" ({self._option(port.role)})"
+                raise DataError(f"the array of input {port.name!r} is missing{hint}: give it")
         samples = self._samples(arrays)
         split = {name for name, port in self.ports.items() if port.split}
         for port in self.of_role("data"):  # a fixed extent may be the batch, or happen to equal it
             leading = arrays[port.name].shape[:1]
-            if isinstance(self.batch, int) and port.name not in self._given and leading != (samples,):
+            if isinstance(self.batch, int) and port.name not in self.given and leading != (samples,):
                 split -= {port.name} if leading == (self.batch,) else set()
         for port in self.ports.values():
             if samples is not None and port.role != "data" and port.split:
@@ -118,10 +126,14 @@ class Intake:
         self._check_target(arrays)
         return Feed(arrays, frozenset(split), samples, self._references(arrays))
 
-    def _named(
-        self, data: Data, reference: Data | None, target: ArrayLike | None, weights: ArrayLike | None
-    ) -> dict[str, ArrayLike]:
-        """All arrays of a call by graph input; every input once, no other name."""
+    def arrays(
+        self,
+        data: Data,
+        reference: Data | None = None,
+        target: ArrayLike | None = None,
+        target_weights: ArrayLike | None = None,
+    ) -> dict[str, Array]:
+        """What a call gives, by graph input and in its dtype; some may be missing. Raises DataError."""
         named: dict[str, ArrayLike] = {}
         if isinstance(data, Mapping):
             named.update(data)
@@ -133,16 +145,17 @@ class Intake:
             named[ports[0].name] = data
         extra: dict[str, ArrayLike] = {}
         if isinstance(reference, Mapping):
-            extra |= {name if name in self.ports else f"{name}_reference": array for name, array in reference.items()}
+            names = {name: name if name in self.given else name.removesuffix("_reference") for name in reference}
+            extra |= {f"{names[name]}_reference": array for name, array in reference.items()}
         elif reference is not None:
-            if len(self._given) != 1:
-                wanted = ", ".join(map(repr, self._given))
+            if len(self.given) != 1:
+                wanted = ", ".join(map(repr, self.given))
                 raise DataError(f"references are needed for {wanted}: give them as a mapping from these names")
-            extra[f"{self._given[0]}_reference"] = reference
+            extra[f"{self.given[0]}_reference"] = reference
         extra |= {} if target is None else {"target": target}
-        extra |= {} if weights is None else {"target_weights": weights}
+        extra |= {} if target_weights is None else {"target_weights": target_weights}
         for name in extra:
-            role = "reference" if name.endswith("_reference") else name.removeprefix("target_")
+            role = {"target": "target", "target_weights": "weights"}.get(name, "reference")
             if name not in self.ports or self.ports[name].role != role:
                 raise DataError(f"the explainer takes no {name!r}: {self._option(role)}")
             if name in named:
@@ -151,11 +164,7 @@ class Intake:
         for name in named:
             if name not in self.ports:
                 raise DataError(f"no input {name!r} in the explainer: it takes {', '.join(map(repr, self.ports))}")
-        for port in self.ports.values():
-            if port.name not in named:
-                hint = "" if port.role == "data" else f" ({self._option(port.role)})"
-                raise DataError(f"the array of input {port.name!r} is missing{hint}: give it")
-        return named
+        return {name: _array(name, value, self.ports[name].dtype) for name, value in named.items()}
 
     def _option(self, role: str) -> str:
         option = "reference" if role == "reference" else "target"
@@ -165,7 +174,7 @@ class Intake:
         """N, where there is a batch axis."""
         if self.batch is None:
             return None
-        first = self._given[0]
+        first = self.given[0]
         if not arrays[first].ndim:
             raise DataError(f"input {first!r} is a single number, but needs shape {_shown(self.ports[first].shape)}")
         samples = len(arrays[first])
@@ -175,7 +184,7 @@ class Intake:
 
     def _references(self, arrays: Mapping[str, Array]) -> int:
         """K: over how many references each sample is averaged."""
-        first = arrays.get(f"{self._given[0]}_reference")
+        first = arrays.get(f"{self.given[0]}_reference")
         match self._about["reference"]:
             case "shared" if first is not None:
                 return len(first)
@@ -190,7 +199,7 @@ class Intake:
         lead = {"shared": 1, "grouped": 2}.get(self._about["reference"], 0) if port.role == "reference" else 0
         if port.role == "reference":
             wanted[lead:] = arrays[port.of].shape[min(lead, 1) :] if lead else arrays[port.of].shape
-            first = arrays[f"{self._given[0]}_reference"].shape
+            first = arrays[f"{self.given[0]}_reference"].shape
             if lead and len(first) >= lead:
                 wanted[lead - 1] = first[lead - 1]
         if samples is not None:
@@ -204,7 +213,7 @@ class Intake:
         if len(shape) == len(wanted) - 1:
             hint = "; add the missing axis in front, array[None]"
         elif len(shape) == len(wanted) and samples is not None and shape[1:] == tuple(wanted[1:]):
-            hint = f": one row per sample of {self._given[0]!r}"
+            hint = f": one row per sample of {self.given[0]!r}"
         raise DataError(f"input {port.name!r} has shape {list(shape)}, expected {_shown(wanted)}{hint}")
 
     def _check_target(self, arrays: Mapping[str, Array]) -> None:
@@ -212,7 +221,7 @@ class Intake:
         if "target" not in arrays or self.ports["target"].role != "target":
             return
         lead = int(self.batch is not None)
-        limits = self._about["output_shape"][lead:]
+        limits = self.neurons
         index = arrays["target"].reshape(-1, len(limits)) if lead else arrays["target"][None]
         upper = np.array([dim if isinstance(dim, int) else np.iinfo(np.int64).max for dim in limits])
         bad = np.flatnonzero(((index < 0) | (index >= upper)).any(axis=1))

@@ -855,6 +855,7 @@ _DIMS: dict[str, Callable[..., Sequence[Dim | None]]] = {
         _times(x[: _attribute(node, "axis", 1)]),
         _times(x[_attribute(node, "axis", 1) :]),
     ],
+    "GroupNormalization": lambda node, x, *_: x,
     "Range": lambda node, x, start, limit, step: [
         _over(limit.item(), step.item()) if start.item() == 0 else None
     ],

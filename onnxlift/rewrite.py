@@ -472,9 +472,11 @@ class _Rewriter:
         return {
             "version": version("onnxlift"),
             "output": self.output,
+            "output_shape": list(self.graph.shape(self.graph.tensors[self.output]) or ()),
             "stepped_over": self.stepped_over,
             "target": target if isinstance(target, str | None) else [int(i) for i in np.atleast_1d(target)],
             "reference": kind,
+            "reference_rows": self._baked_rows(),
             "rule": options.rule,
             "inputs": self.sources,
             "references": self.given,
@@ -484,6 +486,12 @@ class _Rewriter:
             "batched": self.batch is not None,
             "rules": {step.node.name: rule.name for step in self.flow.steps if (rule := self.plan.rule(step.node))},
         }
+
+    def _baked_rows(self) -> int | None:
+        """How many references are stored in the explainer for every sample."""
+        if isinstance(self.options.reference, str) or self.batch is None:
+            return None
+        return max(np.shape(array)[0] for array in self.options.reference.values())
 
     @staticmethod
     def _listed(values: Sequence[str]) -> str:

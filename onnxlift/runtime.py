@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,11 +18,12 @@ from onnxlift.arrays import Array
 from onnxlift.errors import DataError, ModelError, OptionError
 from onnxlift.explanation import Explanation
 from onnxlift.feed import Data, Feed, Intake
+from onnxlift.metadata import description, explains
 from onnxlift.model import load
 from onnxlift.plan import Plan
 from onnxlift.reference import PAIRS, ReferenceSpec
-from onnxlift.rewrite import GAP, METADATA_KEY, TARGET_OUTPUT, TARGET_REFERENCE, Model, rewrite
-from onnxlift.session import CPU, Provider, essential, open_session, runtime
+from onnxlift.rewrite import GAP, TARGET_OUTPUT, TARGET_REFERENCE, Model, rewrite
+from onnxlift.session import CUDA, Provider, essential, open_session, runtime
 from onnxlift.target import TargetSpec
 
 _CHUNK_ELEMENTS = 1 << 18  # of the first input
@@ -83,7 +83,7 @@ class Explainer:
         self.progress = progress
         explainer, source = _explainer(model_or_explainer, options)
         self.description: Mapping[str, Any] = description(explainer) or {}
-        self._eps = _eps(explainer)
+        self.eps = _eps(explainer)
         self.session, self.provider_line = open_session(source, providers)
         self.intake = Intake(self.session.get_inputs(), self.description)
         self._outputs = {
@@ -138,7 +138,7 @@ class Explainer:
         for contributions in explanation.contributions.values():
             rows = contributions.reshape(samples, -1) if contributions.shape[:1] == size.shape else contributions
             size = size + np.abs(rows).sum(axis=1 if rows.ndim == 2 and size.ndim else None, dtype=np.float64)
-        return np.asarray(self.tolerance * np.abs(explanation.difference) + _ROUNDING * self._eps * size)
+        return np.asarray(self.tolerance * np.abs(explanation.difference) + _ROUNDING * self.eps * size)
 
     def complaint(self, explanation: Explanation) -> str | None:
         """What is wrong with the completeness of an explanation, naming the worst samples; None if nothing is."""
@@ -158,19 +158,15 @@ class Explainer:
 
     def _run(self, feed: Feed) -> dict[str, Array]:
         """All outputs, joined over the chunks."""
-        fixed = isinstance(self.intake.batch, int)
-        size = self._chunk_size(feed)
-        binding = self.session.io_binding()
         ort = runtime()
-        device = "cpu" if self.session.get_providers()[0] == CPU else _device(self.session)
-        keep = []  # bound memory must outlive the runs
-        for name in feed.arrays.keys() - feed.split:
-            value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(feed.arrays[name]), device)
-            keep.append(value)
+        binding = self.session.io_binding()
+        kept = [(name, self._on_device(feed.arrays[name])) for name in feed.arrays.keys() - feed.split]
+        for name, value in kept:  # the same for all chunks; bound memory must outlive the runs
             binding.bind_ortvalue_input(name, value)
+        size = self._chunk_size(feed)
         results: dict[str, Array] = {}
         with self._bar(feed.samples or 1, size) as advance:
-            for start, stop, rows in feed.chunks(size, fixed):
+            for start, stop, rows in feed.chunks(size, isinstance(self.intake.batch, int)):
                 values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in rows.items()}
                 for name, value in values.items():
                     binding.bind_ortvalue_input(name, value)
@@ -179,11 +175,8 @@ class Explainer:
                 try:
                     self.session.run_with_iobinding(binding)
                 except Exception as error:  # ONNX Runtime's exceptions have no common class
-                    raise DataError(
-                        f"the model cannot run on samples {start} to {stop - 1}: {essential(error)}"
-                        if feed.samples
-                        else f"the model cannot run on this data: {essential(error)}"
-                    ) from error
+                    where = "this data" if feed.samples is None else f"samples {start} to {stop - 1}"
+                    raise DataError(f"the model cannot run on {where}: {essential(error)}") from error
                 for name, value in zip(self._outputs, binding.get_outputs(), strict=True):
                     self._join(results, name, value.numpy(), feed, start, stop)
                 binding.clear_binding_outputs()
@@ -191,21 +184,127 @@ class Explainer:
         return results
 
     def _join(self, results: dict[str, Array], name: str, value: Array, feed: Feed, start: int, stop: int) -> None:
-        """Put one chunk of an output where it belongs: by samples, by pairs, or the same for all chunks."""
-        first, samples = start == 0, feed.samples
-        each = feed.references if self._outputs[name] == PAIRS else 1
-        rows = stop - start if isinstance(self._outputs[name], str) else self.intake.batch
-        joined = samples is not None and value.ndim > 0 and len(value) == each * (rows or 0)
-        joined = joined and (isinstance(self._outputs[name], str) or self._outputs[name] == self.intake.batch)
-        if first and joined:
-            assert samples is not None
-            results[name] = np.empty((each * samples, *value.shape[1:]), value.dtype)
-        elif first:
-            results[name] = value.copy()
-        if joined and results[name].shape[1:] == value.shape[1:]:
-            results[name][each * start : each * stop] = value[: each * (stop - start)]
-        elif not first and not np.array_equal(results[name], value):
+        """Put one chunk of an output where it belongs: at its samples, or once where it has no batch axis."""
+        rows = self._rows_per_sample(name, value, feed, stop - start)
+        if start == 0:
+            shape = value.shape if rows is None else (rows * (feed.samples or 1), *value.shape[1:])
+            results[name] = np.empty(shape, value.dtype)
+        whole = results[name]
+        if start and (whole.shape[1:] != value.shape[1:] or (rows is None and not np.array_equal(whole, value))):
             raise DataError(
-                f"output {name!r} differs between batches, but has no batch axis to join it on: explain all samples "
-                "at once with a larger batch size"
+                f"output {name!r} differs between batches and cannot be joined: explain all samples at once, with a "
+                "larger batch size"
             )
+        if rows is None:
+            whole[...] = value
+        else:
+            whole[rows * start : rows * stop] = value[: rows * (stop - start)]
+
+    def _rows_per_sample(self, name: str, value: Array, feed: Feed, samples: int) -> int | None:
+        """How many rows of an output belong to one sample; None where it has no batch axis."""
+        lead, batch = self._outputs[name], self.intake.batch
+        if feed.samples is None or not value.ndim or (isinstance(lead, int) and lead != batch):
+            return None
+        if lead == PAIRS:
+            return feed.references
+        return 1 if len(value) == (batch if isinstance(batch, int) else samples) else None
+
+    def _explanation(self, results: dict[str, Array], feed: Feed) -> Explanation:
+        about = self.description
+        references = {}
+        for name in about["outputs"]:
+            value = results.get(f"{name}_reference") if "reference_outputs" in about["emit"] else None
+            if value is not None:
+                grouped = self._outputs[f"{name}_reference"] == PAIRS
+                references[name] = value.reshape(feed.samples or 1, -1, *value.shape[1:]) if grouped else value
+        kinds = ("", "/contributions", "/multiplier")
+        return Explanation(
+            contributions=_named(results, about["inputs"], "_contributions"),
+            outputs=_named(results, about["outputs"]),
+            target=results[TARGET_OUTPUT],
+            target_reference=results[TARGET_REFERENCE],
+            gap=results[GAP],
+            reference_outputs=references,
+            multipliers=_named(results, about["inputs"], "_multipliers"),
+            exposed={name + kind: results[name + kind] for name in about["expose"] for kind in kinds},
+        )
+
+    def _check_target(self, explanation: Explanation, feed: Feed) -> None:
+        """The graph answers NaN where a run-time index is out of range, which only it knows for a dynamic axis."""
+        bad = np.flatnonzero(np.isnan(explanation.target))
+        explained = explanation.outputs.get(self.description["output"], np.zeros(()))
+        if self.description["target"] != "input" or not bad.size or np.isnan(explained).any():
+            return
+        index = feed.arrays["target"]
+        raise DataError(
+            f"target {index[bad[0]] if index.ndim else index} of sample {bad[0]} is out of range for tensor "
+            f"{self.description['output']!r}, or that tensor is NaN there"
+        )
+
+    def _chunk_size(self, feed: Feed) -> int:
+        if isinstance(self.intake.batch, int):
+            return self.intake.batch
+        if self.batch_size is not None or feed.samples is None:
+            return self.batch_size or 1
+        elements = feed.arrays[self.description["references"][0]].size // feed.samples
+        low, high = _CHUNK_ROWS
+        return max(1, min(max(_CHUNK_ELEMENTS // elements, low), high) // feed.references)
+
+    def _on_device(self, array: Array) -> Any:
+        """An array on the device of the first provider."""
+        place = ("cpu", 0)
+        if self.session.get_providers()[0] == CUDA:
+            place = ("cuda", int(self.session.get_provider_options()[CUDA].get("device_id", 0)))
+        return runtime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), *place)
+
+    @contextlib.contextmanager
+    def _bar(self, samples: int, size: int) -> Iterator[Callable[[int], None]]:
+        """A progress bar over samples; what it yields moves it on."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        shown = self.progress if self.progress is not None else console.is_terminal and samples > size
+        columns = (TextColumn("explaining"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
+            task = progress.add_task("explaining", total=samples)
+            yield lambda done: progress.update(task, advance=done)
+
+
+def _explainer(model: Model, options: RewriteOptions) -> tuple[onnx.ModelProto, bytes | str]:
+    """The explainer (its big weights perhaps only referenced), and what a session is opened on."""
+    path = None if isinstance(model, onnx.ModelProto) else Path(model)
+    proto = load(model, weights=path is None)
+    if description(proto) is None:
+        emit = (*options.get("emit", ("contributions",)), "reference_outputs")
+        options = {**options, "emit": tuple(dict.fromkeys(emit))}
+        proto = rewrite(model, **options)
+    elif options:
+        raise OptionError(
+            f"{os.fspath(path) if path else 'the given model'} is an explainer already, so {', '.join(options)} cannot "
+            "be chosen any more: give the original model, or leave the options out"
+        )
+    elif path:
+        return proto, str(path)
+    try:
+        return proto, proto.SerializeToString()
+    except Exception as error:  # protobuf's class for this differs between backends
+        raise ModelError(
+            "the explainer is over 2 GB, too big to hand over in memory: write it beside the model's weights with "
+            "onnxlift.rewrite_file, and explain with that file"
+        ) from error
+
+
+def _eps(explainer: onnx.ModelProto) -> float:
+    """The unit of rounding of the coarsest float type that the explainer computes with."""
+    graph = explainer.graph
+    kinds = {value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)}
+    if TensorProto.BFLOAT16 in kinds:
+        return 2.0**-7
+    if TensorProto.FLOAT16 in kinds:
+        return 2.0**-10
+    return 2.0**-23 if TensorProto.FLOAT in kinds else 2.0**-52
+
+
+def _named(results: Mapping[str, Array], names: Sequence[str], suffix: str = "") -> dict[str, Array]:
+    return {name: results[name + suffix] for name in names if name + suffix in results}

@@ -33,7 +33,7 @@ _SAME_SHAPE = frozenset(
         "Reciprocal Clip LogSoftmax Softmax CumSum"
     ).split()
 )
-_TO_INT64 = frozenset(("Shape", "Size", "ArgMax", "NonZero"))
+_TO_INT64 = frozenset(("Shape", "Size", "ArgMax", "ArgMin", "NonZero"))
 _TO_BOOL = frozenset(("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Not"))
 
 

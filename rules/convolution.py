@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxlift.registry import rule
-from onnxlift.rules.windows import LAST, fit, known, mirrored_pads, numbers, transposed, windows
+from onnxlift.rules.windows import LAST, known, mirrored_pads, numbers, transposed, windows
 from onnxlift.site import Site
 from onnxlift.tensor import Tensor, reshape, transpose
 
@@ -72,12 +72,9 @@ def transposed_convolution(site: Site) -> list[Tensor | None]:
     weight = site.input(1).x
     kernel = kernel_of(site, weight)
     strides, dilations = (numbers(site, name, [1] * len(kernel)) for name in ("strides", "dilations"))
-    begins, ends, surplus = [], [], []
+    cuts = []
     for index, (taps, stride, dilation) in enumerate(zip(kernel, strides, dilations, strict=True)):
-        begin, end, extra = _cut(site, index, stride, (taps - 1) * dilation + 1)
-        begins.append(begin)
-        ends.append(max(end - extra, 0) if extra >= stride else end)
-        surplus.append(max(extra - end, 0) // stride if extra >= stride else 0)
+        cuts.append(_cut(site, index, stride, (taps - 1) * dilation + 1))
     m = site.emitter.op(
         "Conv",
         site.m,
@@ -85,32 +82,30 @@ def transposed_convolution(site: Site) -> list[Tensor | None]:
         kernel_shape=kernel,
         strides=strides,
         dilations=dilations,
-        pads=[*begins, *ends],
+        pads=[begin for begin, _ in cuts] + [end for _, end in cuts],
         group=site.attribute("group", 1),
     )
-    nothing = site.emitter.ints([0])
-    return [fit(m, [nothing] * len(kernel), [nothing - rows for rows in surplus])]
+    return [m]
 
 
-def _cut(site: Site, index: int, stride: int, reach: int) -> tuple[int, int, int]:
-    """What ConvTranspose cuts off in front and behind along one axis, and the places that it adds behind."""
+def _cut(site: Site, index: int, stride: int, reach: int) -> tuple[int, int]:
+    """How much ConvTranspose cuts off in front and behind along one axis, in ONNX Runtime."""
     rank = site.x.rank - 2
-    extra = numbers(site, "output_padding", [0] * rank)[index]
     shape, auto_pad = numbers(site, "output_shape", []), site.attribute("auto_pad", "NOTSET")
-    if shape:
-        extent = known(site.x.dim(index + 2))
-        if extent is None:
-            site.refuse("it has an output_shape, and the input's size is known at run time only")
-        wanted = shape[-rank:][index] - stride * (extent - 1)
+    extent, positions = known(site.x.dim(index + 2)), known(site.y.dim(index + 2))
+    spread = reach + numbers(site, "output_padding", [0] * rank)[index]  # what the last place of the input reaches
+    if shape and extent is None:
+        site.refuse("it has an output_shape, and the input's size is known at run time only")
+    elif shape and extent is not None:
+        total = max(0, spread - (shape[-rank:][index] - stride * (extent - 1)))
     elif auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-        wanted = stride
+        total = max(0, spread - stride)
+        if total == 0 and stride > spread and positions is not None:
+            site.refuse("ONNX Runtime makes its output smaller than ONNX's shape inference (SAME, stride > kernel)")
     else:
         pads = [0] * (2 * rank) if auto_pad == "VALID" else numbers(site, "pads", [0] * (2 * rank))
         if min(pads) < 0:
             site.refuse("it has negative pads")
-        return pads[index], pads[index + rank], extra
-    total = reach + extra - wanted  # `wanted`: the places that the last input place alone should reach
-    if total <= 0:
-        return 0, 0, wanted - reach
+        return pads[index], pads[index + rank]
     less, more = total // 2, total - total // 2
-    return (less, more, extra) if auto_pad == "SAME_UPPER" else (more, less, extra)
+    return (less, more) if auto_pad == "SAME_UPPER" else (more, less)

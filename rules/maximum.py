@@ -173,7 +173,8 @@ def tiled_places(tiles: Sequence[Tiles], x: Tensor) -> Tensor:
     emitter, axes = x.emitter, range(2, 2 + len(tiles))
     counts, covered = [tile.count for tile in tiles], [tile.count * tile.size for tile in tiles]
     if any(tile.count * tile.size < tile.extent for tile in tiles):
-        x = emitter.op("Slice", x, *map(emitter.ints, ([0] * len(tiles), covered, axes)), shape=x.shape)
+        bounds = map(emitter.ints, ([0] * len(tiles), covered, axes))
+        x = emitter.op("Slice", x, *bounds, shape=(*(x.shape or ())[:2], *covered))
     split = regroup(x, 2, [extent for tile in tiles for extent in (tile.count, tile.size)])
     order = [0, 1, *range(2, split.rank, 2), *range(3, split.rank, 2)]
     windows = regroup(transpose(split, order), 2, [*counts, math.prod(tile.size for tile in tiles)])

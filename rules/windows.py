@@ -40,12 +40,12 @@ class Window:
         return (self.positions - 1) * self.stride + (self.reach - self.begin - self.extent)
 
     def transposed_padding(self) -> tuple[int, int]:
-        """The `pads` (both ends alike) and the `output_padding` of a ConvTranspose that comes closest to the input."""
+        """The `pads` (both ends alike) and the `output_padding` of a ConvTranspose that cuts off no place of the input."""
         begin, end, excess = known(self.begin), known(self.end), known(self.excess)
         if begin is None or end is None:
             return 0, 0
         if excess is None:
-            return min(begin, end), 0
+            return min(begin, end), self.stride - 1
         pad = max(0, begin if begin - excess < self.stride else excess)
         return pad, min(max(pad - excess, 0), self.stride - 1)
 

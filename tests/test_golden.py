@@ -74,7 +74,7 @@ def test_contributions(case: dict[str, Any], file: str, mode: str) -> None:
         feed[entry["name"]] = arrays[entry["x"]].astype(np.float32)
         feed[f"{entry['name']}_reference"] = arrays[entry["ref"]].astype(np.float32)
     per_sample = arrays["target"].ndim == 1
-    single = arrays["fx"].shape[1:] == (1,)
+    single = np.prod(arrays["fx"].shape[1:]) == 1
     for index in range(4) if shared else ["input" if per_sample else None if single else int(arrays["target"])]:
         explainer = onnxlift.rewrite(
             onnx.load(GOLDEN / file),

@@ -39,13 +39,20 @@ REDUCTIONS = {
     "leading axes of a sample": ([1, 2], 1),
 }
 OPERANDS = {
-    "two": ("x, z", "N, 2, 3"),
-    "three": ("x, z, u", "N, 2, 3"),
-    "three and a constant": ("x, c, z, u", "N, 2, 3"),
-    "broadcasting": ("x, z", "N, 1, 3"),
-    "more axes": ("x, z", "N, 1, 1, 3"),
-    "the same one twice": ("x, z, x", "N, 2, 3"),
+    "two": ("x, z", {"x": "N, 2, 3", "z": "N, 2, 3"}),
+    "three": ("x, z, u", {"x": "N, 2, 3", "z": "N, 2, 3", "u": "N, 2, 3"}),
+    "two and a constant": ("x, c, z", {"x": "N, 2, 3", "z": "N, 2, 3"}),
+    "broadcasting": ("x, z", {"x": "N, 2, 3", "z": "N, 1, 3"}),
+    "more axes": ("x, z", {"x": "N, 1, 2, 3", "z": "N, 2, 1, 1"}),
+    "unknown extents": ("x, z", {"x": "N, A, 3", "z": "N, B, 3"}),
+    "the same one twice": ("x, z, x", {"x": "N, 2, 3", "z": "N, 2, 3"}),
+    "alone": ("x", {"x": "N, 2, 3"}),
+    "in front of a constant": ("x, c", {"x": "N, 2, 3"}),
+    "behind a constant": ("c, x", {"x": "N, 2, 3"}),
+    "between constants": ("c, x, e", {"x": "N, 2, 3"}),
+    "narrower than a constant": ("x, c", {"x": "N, 2, 1"}),
 }
+EXTENTS = {"N": 3, "A": 2, "B": 1}
 FIRST = Plan([Choice(rule="cross-max-first")])
 
 
@@ -127,15 +134,94 @@ def test_global_max_pool(dims: str) -> None:
 
 @pytest.mark.parametrize("first", [False, True], ids=["cross-max", "first"])
 @pytest.mark.parametrize("op", ["Max", "Min"])
-@pytest.mark.parametrize(("names", "dims"), OPERANDS.values(), ids=OPERANDS)
-def test_operands(op: str, names: str, dims: str, first: bool) -> None:
-    inputs = [name for name in ("x", "z", "u") if name in names]
-    shape = tuple(3 if dim == "N" else int(dim) for dim in dims.split(", "))
-    sizes = {name: "N, 1, 2, 3" if len(shape) == 4 else "N, 2, 3" for name in inputs} | {"z": dims}
-    listed = ", ".join(f"float[{sizes[name]}] {name}" for name in inputs)
-    constant = {"c": np.array([0.5, -1, 1], np.float32)} if "c" in names else {}
-    model = laws.model(f"g ({listed}) => (float y) {{ y = {op} ({names}) }}", **constant)
+@pytest.mark.parametrize(("names", "inputs"), OPERANDS.values(), ids=OPERANDS)
+def test_operands(op: str, names: str, inputs: dict[str, str], first: bool) -> None:
+    listed = ", ".join(f"float[{dims}] {name}" for name, dims in inputs.items())
+    constants = {"c": np.array([0, 2, 1], np.float32), "e": np.array(1, np.float32)}
+    used = {name: value for name, value in constants.items() if name in names}
+    model = laws.model(f"g ({listed}) => (float y) {{ y = {op} ({names}) }}", **used)
     for levels in (0, 3):
-        pairs = {name: pair(8 + k, *(shape if name == "z" else (3, 1, 2, 3)[:: 1 if len(shape) == 4 else 1])[-len(shape):], levels=levels) for k, name in enumerate(inputs)}
-        x, r = ({name: both[run] for name, both in pairs.items()} for run in (0, 1))
+        x, r = {}, {}
+        for seed, (name, dims) in enumerate(inputs.items()):
+            shape = [EXTENTS.get(dim) or int(dim) for dim in dims.split(", ")]
+            x[name], r[name] = pair(seed, *shape, levels=levels)
         laws.check(model, x, r, plan=FIRST if first else None, ties="first" if first else "shared")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "double"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = MaxPool <kernel_shape = [2], strides = [2]> (x)",
+        "y = MaxPool <kernel_shape = [3], pads = [1, 1]> (x)",
+        "y = ReduceMax (x, axes)",
+        "y = ReduceMin (x, axes)",
+        "n = Neg (x) y = Max (n, x)",
+    ],
+)
+def test_other_precisions(body: str, dtype: str) -> None:
+    constants = {"axes": np.array([1])} if "axes" in body else {}
+    model = laws.model(f"g ({dtype}[N, 2, 6] x) => ({dtype} y) {{ {body} }}", **constants)
+    kind, rtol = (np.float16, 2e-3) if dtype == "float16" else (np.float64, 1e-12)
+    check(model, *pair(9, 3, 2, 6, dtype=kind), rtol=rtol)
+
+
+# --- by hand ---------------------------------------------------------------------------------------------------------
+
+
+def contributions(model: onnx.ModelProto, x: list, r: list, first: bool = False) -> list:  # type: ignore[type-arg]
+    """Of the sum of all outputs."""
+    shape = laws.run(model, {"x": np.array(x, np.float32)})["y"].shape
+    explainer = rewrite(model, target="weights", plan=FIRST if first else None)
+    feed = {"x": x, "x_reference": r, "target_weights": np.ones(shape)}
+    got = laws.run(explainer, {name: np.asarray(value, np.float32) for name, value in feed.items()})
+    return got["x_contributions"].tolist()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        laws.model("g (float[N, 1, L] x) => (float y) { y = GlobalMaxPool (x) }"),
+        laws.model("g (float[N, 1, 2] x) => (float y) { y = MaxPool <kernel_shape = [2]> (x) }"),
+        laws.model("g (float[N, 1, 2] x) => (float y) { y = MaxPool <kernel_shape = [2], strides = [2]> (x) }"),
+        laws.model("g (float[N, 1, 2] x) => (float y) { y = ReduceMax (x, a) }", a=np.array([2])),
+        laws.model("g (float[N, 1, 2] x) => (float y) { a, b = Split <axis = 2, num_outputs = 2> (x) y = Max (a, b) }"),
+    ],
+    ids=["GlobalMaxPool", "MaxPool", "tile", "ReduceMax", "Max"],
+)
+def test_two_places(model: onnx.ModelProto) -> None:
+    """x's maximum gains what exceeds y0, or r's maximum loses what y falls short of."""
+    assert contributions(model, [[[3, 1]]], [[[0, 2]]]) == [[[1, 0]]]
+    assert contributions(model, [[[1, 0]]], [[[0, 2]]]) == [[[0, -1]]]
+    assert contributions(model, [[[2, 0]]], [[[0, 2]]]) == [[[0, 0]]]
+    assert contributions(model, [[[1, 3]]], [[[2, 2]]]) == [[[0, 1]]]
+    assert contributions(model, [[[1, 1.5]]], [[[2, 2]]]) == [[[0, -0.5]]]
+    assert contributions(model, [[[1, 1.5]]], [[[2, 2]]], first=True) == [[[-0.5, 0]]]
+
+
+def test_an_element_that_wins_two_windows_collects_both_shares() -> None:
+    model = pool("N, 1, 3", "kernel_shape = [2]")
+    assert contributions(model, [[[0, 5, 0]]], [[[0, 0, 1]]]) == [[[0, 9, 0]]]
+    assert contributions(model, [[[0, 0, 0]]], [[[0, 5, 0]]]) == [[[0, -10, 0]]]
+
+
+@pytest.mark.parametrize("kind", POOLS)
+def test_a_uniform_reference_gives_everything_to_the_maximum_of_x(kind: str) -> None:
+    """DFD's m = 1{x = y}: every window's multiplier arrives whole, whatever the sign of the change."""
+    spatial, attributes = POOLS[kind]
+    x = pair(10, 3, 2, *spatial)[0]
+    r = np.full_like(x, 0.3)
+    got = check(pool(", ".join(map(str, ["N", 2, *spatial])), attributes), x, r)
+    weights = np.random.default_rng(7).standard_normal(got["y"].shape).astype(np.float32)
+    expected = np.zeros_like(x)
+    for plane in np.ndindex(x.shape[:2]):
+        for y, w in zip(got["y"][plane].flat, weights[plane].flat, strict=True):
+            expected[plane][x[plane] == y] += w
+    np.testing.assert_allclose(got["x_multipliers"], expected, rtol=1e-6)
+
+
+def test_extreme_values_stay_finite() -> None:
+    x = np.array([[[3e38, -3e38, 1e-38, 1e-45, 0, 6e4]]], np.float32)
+    for model in (pool("N, 1, 6", "kernel_shape = [2]"), pool("N, 1, 6", "kernel_shape = [2], strides = [2]")):
+        for r in (np.zeros_like(x), x[:, :, ::-1].copy() / 2, x):
+            check(model, x, r)

@@ -1,0 +1,369 @@
+"""The command line: `onnxlift rewrite`, `explain`, `inspect` and `verify`.
+
+Exit status: 0 all is well, 1 a check failed, 2 the call, the model or the data are refused, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import onnx
+
+import onnxlift
+from onnxlift import report
+from onnxlift.arrays import Array, check_writable, read_arrays
+from onnxlift.errors import OnnxliftError, OptionError
+from onnxlift.metadata import description
+from onnxlift.model import load
+from onnxlift.plan import RULES
+from onnxlift.rewrite import EMITS, inspect, rewrite_file
+from onnxlift.runtime import CompletenessWarning, Explainer
+from onnxlift.session import CPU, CUDA, Provider
+from onnxlift.verify import verify
+
+Command = Callable[..., Any]
+
+_REFERENCES = ("paired", "shared", "grouped", "zeros")
+_TARGETS = ("argmax", "input", "weights")
+
+
+class _Main(click.Group):
+    """A group whose every refusal is one paragraph on stderr and exit status 2."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        try:
+            result = super().main(*args, standalone_mode=False, **extra)
+        except click.UsageError as error:
+            where = f" See `{error.ctx.command_path} --help`." if error.ctx else ""
+            _refuse(f"{error.format_message().rstrip('.')}.{where}")
+        except click.ClickException as error:
+            _refuse(error.format_message())
+        except OnnxliftError as error:
+            _refuse(str(error))
+        except click.Abort:
+            click.echo("interrupted", err=True)
+            sys.exit(130)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            _refuse(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        if standalone_mode:
+            sys.exit(result if isinstance(result, int) else 0)
+        return result
+
+
+def _refuse(message: str) -> NoReturn:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(2)
+
+
+class _Target(click.ParamType[Any]):
+    name = "INDEX|argmax|input|weights"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value in _TARGETS or not isinstance(value, str):
+            return value
+        try:
+            index = tuple(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no index such as 3 or 3,4, and not one of {', '.join(_TARGETS)}", param, ctx)
+        return index[0] if len(index) == 1 else index
+
+
+class _Size(click.ParamType[Any]):
+    name = "NAME=SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
+        name, _, size = str(value).rpartition("=")
+        if not name or not size.isdecimal() or int(size) < 1:
+            self.fail(f"{value!r} is not like batch=4", param, ctx)
+        return name, int(size)
+
+
+def _options(*options: Command) -> Callable[[Command], Command]:
+    """Several options as one decorator, in this order in the help."""
+    return lambda command: functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
+
+
+_PLANNING = _options(
+    click.option(
+        "--inputs",
+        multiple=True,
+        metavar="NAME",
+        help="Attribute to this graph input or internal tensor; repeatable. [default: every float graph input]",
+    ),
+    click.option("--output", metavar="NAME", help="Explain this tensor. [default: the first float output]"),
+    click.option("--rule", type=click.Choice(sorted(RULES)), help="The preset of rules. [default: rescale]"),
+    click.option(
+        "--pre-activation/--no-pre-activation",
+        default=None,
+        help="Step over a final Softmax or Sigmoid to its logits, or keep it. [default: step over]",
+    ),
+)
+_TARGET = click.option(
+    "--target",
+    type=_Target(),
+    help="Which neuron: an index after the batch axis (3, or 3,4), the largest, or one given at run time.",
+)
+_REFERENCE = click.option(
+    "--reference",
+    metavar="|".join((*_REFERENCES, "FILE")),
+    help="What to compare with: given at run time, zeros, or the arrays of a .npy or .npz file. [default: paired]",
+)
+_EMITTING = _options(
+    click.option(
+        "--expose",
+        multiple=True,
+        metavar="NAME",
+        help="Give this internal tensor too, with its multiplier and contributions; repeatable.",
+    ),
+    click.option(
+        "--emit",
+        multiple=True,
+        type=click.Choice(EMITS),
+        help="What to give for each input; repeatable. [default: contributions]",
+    ),
+)
+_RUNNING = _options(
+    click.option(
+        "--tolerance",
+        type=click.FloatRange(0),
+        default=1e-3,
+        show_default=True,
+        help="How far contributions may miss t(x) - t(r), relative to it.",
+    ),
+    click.option(
+        "--providers",
+        multiple=True,
+        metavar="cpu|cuda|NAME",
+        help="Run on this provider of ONNX Runtime; repeat for more. [default: cuda where it can run, then cpu]",
+    ),
+)
+_PRINTING = _options(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+    click.option("-v", "--verbose", is_flag=True, help="Print more."),
+    click.option("-q", "--quiet", is_flag=True, help="Print less."),
+)
+_PATH = click.Path(path_type=Path)
+
+
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(onnxlift.__version__, prog_name="onnxlift", message="%(prog)s %(version)s")
+def main() -> None:
+    """Rewrite an ONNX model into one that also computes DeepLIFT contributions of its inputs.
+
+    \b
+    Start with:
+      onnxlift inspect model.onnx
+      onnxlift rewrite model.onnx explainer.onnx --target argmax --reference zeros
+      onnxlift explain explainer.onnx data.npz --out contributions.npz
+    """
+
+
+@main.command("rewrite")
+@click.argument("model", type=_PATH)
+@click.argument("explainer", type=_PATH)
+@_TARGET
+@_REFERENCE
+@_PLANNING
+@_EMITTING
+@_PRINTING
+def rewrite_command(
+    model: Path, explainer: Path, as_json: bool, verbose: bool, quiet: bool, **options: Any
+) -> None:
+    """Rewrite MODEL into EXPLAINER, which also computes contributions.
+
+    \b
+    Examples:
+      onnxlift rewrite model.onnx explainer.onnx --target argmax --reference zeros
+      onnxlift rewrite model.onnx explainer.onnx --target 3 --reference background.npz
+    """
+    check_writable(explainer)
+    original = load(model, weights=False)
+    if description(original) is not None:
+        raise OptionError(f"{model} is an explainer already: give the original model")
+    written = rewrite_file(model, explainer, **_chosen(original, options))
+    about = description(written) or {}
+    facts = report.rewriting(original, written, about)
+    if as_json:
+        report.print_json(facts)
+    elif not quiet:
+        report.print_rewriting(os.fspath(model), os.fspath(explainer), facts, verbose)
+
+
+@main.command("explain")
+@click.argument("model", metavar="EXPLAINER_OR_MODEL", type=_PATH)
+@click.argument("data", type=_PATH)
+@click.option("--out", required=True, type=_PATH, help="The .npz file to write.")
+@click.option("--batch-size", type=click.IntRange(1), help="How many samples run at once. [default: by their size]")
+@click.option("--strict", is_flag=True, help="Exit with 1 where contributions do not add up.")
+@_RUNNING
+@_TARGET
+@_REFERENCE
+@_PLANNING
+@_EMITTING
+@_PRINTING
+def explain_command(
+    model: Path,
+    data: Path,
+    out: Path,
+    batch_size: int | None,
+    strict: bool,
+    tolerance: float,
+    providers: tuple[str, ...],
+    as_json: bool,
+    verbose: bool,
+    quiet: bool,
+    **options: Any,
+) -> int:
+    """Explain the samples of DATA: a .npy file, or a .npz file with an array for each input.
+
+    A .npz file may hold what the explainer takes besides: INPUT_reference, target, target_weights.
+    The options below --providers are for a plain model, which is rewritten first; with an explainer that takes
+    references at run time, --reference FILE gives them.
+
+    \b
+    Examples:
+      onnxlift explain explainer.onnx data.npz --out contributions.npz
+      onnxlift explain model.onnx images.npy --out contributions.npz --target argmax --reference zeros
+    """
+    check_writable(out)
+    for path in (model, data):
+        if out.exists() and path.exists() and out.samefile(path):
+            raise OptionError(f"--out {out} would overwrite what is read: choose another name")
+    arrays = read_arrays(data)
+    original = load(model, weights=False)
+    reference = None
+    if description(original) is not None and options["reference"] not in (None, *_REFERENCES):
+        reference = read_arrays(options.pop("reference"))
+    explainer = Explainer(
+        model,
+        providers=_providers(providers),
+        batch_size=batch_size,
+        tolerance=tolerance,
+        progress=False if quiet or as_json else None,
+        **_chosen(original, options),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CompletenessWarning)  # told below
+        explanation = explainer(arrays, reference=reference)
+    explanation.save(out)
+    complaint = explainer.complaint(explanation)
+    facts = report.explaining(explainer, explanation, out, complaint)
+    if as_json:
+        report.print_json(facts)
+    elif not quiet:
+        report.print_explaining(facts, verbose)
+    if complaint and not as_json:
+        click.echo(f"warning: {complaint}", err=True)
+    return int(strict and complaint is not None)
+
+
+@main.command("inspect")
+@click.argument("model", type=_PATH)
+@_PLANNING
+@_PRINTING
+def inspect_command(model: Path, as_json: bool, verbose: bool, quiet: bool, **options: Any) -> None:
+    """Show which rule each node of MODEL gets, where importance stops, and which nodes have no rule.
+
+    \b
+    Examples:
+      onnxlift inspect model.onnx
+      onnxlift inspect model.onnx --json | jq .totals
+    """
+    found = inspect(model, target="argmax", reference="zeros", **_chosen(None, options))
+    facts = report.inspection(found)
+    if as_json:
+        report.print_json(facts)
+    else:
+        report.print_inspection(os.fspath(model), facts, quiet=quiet)
+
+
+@main.command("verify")
+@click.argument("model", metavar="MODEL_OR_EXPLAINER", type=_PATH)
+@click.argument("data", required=False, type=_PATH)
+@click.option("--model", "original", type=_PATH, help="The model that the explainer was made of, to compare with.")
+@click.option("--samples", type=click.IntRange(1), default=16, show_default=True, help="How many of DATA to use.")
+@click.option("--dim", "dims", multiple=True, type=_Size(), help="Size of a symbolic dimension of random data.")
+@_RUNNING
+@_TARGET
+@_REFERENCE
+@_PLANNING
+@_PRINTING
+def verify_command(
+    model: Path,
+    data: Path | None,
+    original: Path | None,
+    samples: int,
+    dims: tuple[tuple[str, int], ...],
+    tolerance: float,
+    providers: tuple[str, ...],
+    as_json: bool,
+    verbose: bool,
+    quiet: bool,
+    **options: Any,
+) -> int:
+    """Check that outputs are the model's, that contributions add up, and that batches do not mix.
+
+    A plain model is rewritten first, for its largest neuron unless --target says otherwise. Without DATA the checks
+    run on random data. Exit status 1 if a check fails; then the nodes that lose most are named.
+
+    \b
+    Examples:
+      onnxlift verify model.onnx
+      onnxlift verify model.onnx data.npz --target 3 --reference zeros
+      onnxlift verify explainer.onnx --model model.onnx --dim length=400
+    """
+    arrays = None if data is None else read_arrays(data)
+    found = verify(
+        model,
+        arrays,
+        original=original,
+        samples=samples,
+        dims=dict(dims),
+        tolerance=tolerance,
+        providers=_providers(providers),
+        **_chosen(load(model, weights=False), options),
+    )
+    facts = report.verification(found)
+    if as_json:
+        report.print_json(facts)
+    else:
+        report.print_verification(facts, quiet=quiet, verbose=verbose)
+    return int(not found.passed)
+
+
+def _chosen(model: onnx.ModelProto | None, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of `rewrite` that were given; a reference file is read."""
+    chosen = {name: value for name, value in options.items() if value not in (None, ())}
+    reference = chosen.get("reference")
+    if model is not None and reference is not None and reference not in _REFERENCES:
+        chosen["reference"] = _baked(model, reference)
+    return chosen
+
+
+def _baked(model: onnx.ModelProto, path: str) -> dict[str, Array]:
+    """References to store in the explainer, from a file, by graph input."""
+    if not os.path.exists(path):
+        raise OptionError(f"--reference {path} is neither a file nor one of {', '.join(_REFERENCES)}")
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value.name for value in model.graph.input if value.name not in constants]
+    arrays = read_arrays(path)
+    if isinstance(arrays, dict):
+        return {name if name in inputs else name.removesuffix("_reference"): array for name, array in arrays.items()}
+    if len(inputs) != 1:
+        raise OptionError(f"--reference {path} has one array for {len(inputs)} inputs: use a .npz with {', '.join(inputs)}")
+    return {inputs[0]: arrays}
+
+
+def _providers(names: tuple[str, ...]) -> list[Provider] | None:
+    short: dict[str, Provider] = {"cpu": CPU, "cuda": (CUDA, {"use_tf32": "0"})}
+    return [short.get(name, name) for name in names] or None
