@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 import click
 import onnx
 
-import onnxlift
 from onnxlift import report
 from onnxlift.arrays import Array, check_writable, read_arrays
 from onnxlift.errors import OnnxliftError, OptionError
@@ -38,9 +37,10 @@ _TARGETS = ("argmax", "input", "weights")
 class _Main(click.Group):
     """A group whose every refusal is one paragraph on stderr and exit status 2."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(self, *args: Any, **extra: Any) -> Any:
+        standalone = extra.get("standalone_mode", True)
         try:
-            result = super().main(*args, standalone_mode=False, **extra)
+            result = super().main(*args, **{**extra, "standalone_mode": False})
         except click.UsageError as error:
             where = f" See `{error.ctx.command_path} --help`." if error.ctx else ""
             _refuse(f"{error.format_message().rstrip('.')}.{where}")
@@ -55,7 +55,7 @@ class _Main(click.Group):
             if error.errno == errno.EPIPE:
                 raise
             _refuse(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
-        if standalone_mode:
+        if standalone:
             sys.exit(result if isinstance(result, int) else 0)
         return result
 
@@ -66,7 +66,7 @@ def _refuse(message: str) -> NoReturn:
 
 
 class _Target(click.ParamType[Any]):
-    name = "INDEX|argmax|input|weights"
+    name = "target"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value in _TARGETS or not isinstance(value, str):
@@ -111,6 +111,7 @@ _PLANNING = _options(
 _TARGET = click.option(
     "--target",
     type=_Target(),
+    metavar="INDEX|argmax|input|weights",
     help="Which neuron: an index after the batch axis (3, or 3,4), the largest, or one given at run time.",
 )
 _REFERENCE = click.option(
@@ -156,7 +157,7 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(onnxlift.__version__, prog_name="onnxlift", message="%(prog)s %(version)s")
+@click.version_option(package_name="onnxlift", message="%(prog)s %(version)s")
 def main() -> None:
     """Rewrite an ONNX model into one that also computes DeepLIFT contributions of its inputs.
 
@@ -168,7 +169,7 @@ def main() -> None:
     """
 
 
-@main.command("rewrite")
+@main.command("rewrite", short_help="Write the explainer of a model.")
 @click.argument("model", type=_PATH)
 @click.argument("explainer", type=_PATH)
 @_TARGET
@@ -176,9 +177,7 @@ def main() -> None:
 @_PLANNING
 @_EMITTING
 @_PRINTING
-def rewrite_command(
-    model: Path, explainer: Path, as_json: bool, verbose: bool, quiet: bool, **options: Any
-) -> None:
+def rewrite_command(model: Path, explainer: Path, as_json: bool, verbose: bool, quiet: bool, **options: Any) -> None:
     """Rewrite MODEL into EXPLAINER, which also computes contributions.
 
     \b
@@ -199,7 +198,7 @@ def rewrite_command(
         report.print_rewriting(os.fspath(model), os.fspath(explainer), facts, verbose)
 
 
-@main.command("explain")
+@main.command("explain", short_help="Compute the contributions of the samples in a file.")
 @click.argument("model", metavar="EXPLAINER_OR_MODEL", type=_PATH)
 @click.argument("data", type=_PATH)
 @click.option("--out", required=True, type=_PATH, help="The .npz file to write.")
@@ -267,7 +266,7 @@ def explain_command(
     return int(strict and complaint is not None)
 
 
-@main.command("inspect")
+@main.command("inspect", short_help="Show which rule each node gets, and what has none.")
 @click.argument("model", type=_PATH)
 @_PLANNING
 @_PRINTING
@@ -284,10 +283,10 @@ def inspect_command(model: Path, as_json: bool, verbose: bool, quiet: bool, **op
     if as_json:
         report.print_json(facts)
     else:
-        report.print_inspection(os.fspath(model), facts, quiet=quiet)
+        report.print_inspection(os.fspath(model), facts, quiet=quiet, verbose=verbose)
 
 
-@main.command("verify")
+@main.command("verify", short_help="Check outputs, completeness and batches.")
 @click.argument("model", metavar="MODEL_OR_EXPLAINER", type=_PATH)
 @click.argument("data", required=False, type=_PATH)
 @click.option("--model", "original", type=_PATH, help="The model that the explainer was made of, to compare with.")
@@ -360,7 +359,9 @@ def _baked(model: onnx.ModelProto, path: str) -> dict[str, Array]:
     if isinstance(arrays, dict):
         return {name if name in inputs else name.removesuffix("_reference"): array for name, array in arrays.items()}
     if len(inputs) != 1:
-        raise OptionError(f"--reference {path} has one array for {len(inputs)} inputs: use a .npz with {', '.join(inputs)}")
+        raise OptionError(
+            f"--reference {path} has one array for {len(inputs)} inputs: use a .npz with {', '.join(inputs)}"
+        )
     return {inputs[0]: arrays}
 
 

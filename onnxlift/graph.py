@@ -48,6 +48,7 @@ class Graph:
             for handle in (*node.inputs, *node.outputs):
                 if handle.name:
                     self.tensors[handle.name] = handle
+        self._own = frozenset(self.tensors)
 
     @property
     def inputs(self) -> list[str]:
@@ -170,7 +171,11 @@ class Graph:
         return f"{name}_{number}"
 
     def export(self, metadata: Mapping[str, str]) -> onnx.ModelProto:
-        """Drop what no output needs and write the model, with `metadata` added to its metadata_props."""
+        """Drop what no output needs and write the model, with `metadata` added to its metadata_props.
+
+        Shapes are written for the model's own tensors only: ONNX Runtime infers the others, and they would make up a
+        third of the file.
+        """
         needed = {id(handle) for handle in self._graph.outputs}
         kept = []
         for node in reversed(self._graph.nodes):
@@ -184,6 +189,9 @@ class Graph:
         model = onnx.ModelProto()
         model.CopyFrom(self._model_without_graph())
         model.graph.CopyFrom(proto.graph)
+        described = [value for value in proto.graph.value_info if value.name in self._own]
+        del model.graph.value_info[:]
+        model.graph.value_info.extend(described)
         model.graph.name = self._model.graph.name or "explainer"
         for key, value in metadata.items():
             entry = model.metadata_props.add()

@@ -187,33 +187,32 @@ def run_twice(
             f"tensor, but input {given[0]!r} has shape {list(inputs[given[0]].shape or ())}: export the model with a "
             "dynamic batch axis, or use reference='paired' and average over calls"
         )
-    with emitter.scope("reference"):
-        match kind:
-            case "paired":
-                at_r = {name: _graph_input(emitter, x, x.shape) for name, x in inputs.items()}
-            case "shared":
-                at_r = {name: _graph_input(emitter, x, (REFERENCES, *_rest(x))) for name, x in inputs.items()}
-            case "grouped":
-                at_r = {
-                    name: _graph_input(emitter, x, ((x.shape or ("",))[0], REFERENCES, *_rest(x)))
-                    for name, x in inputs.items()
-                }
-            case "zeros":
-                at_r = {name: _zeros(emitter, x, batch) for name, x in inputs.items()}
-            case "baked":
-                at_r = {name: emitter.wrap(graph.constant(f"{name}_reference", arrays[name])) for name in given}
-            case _:
-                raise OptionError(
-                    f"unknown reference {kind!r}: 'paired', 'shared', 'grouped', 'zeros' or a dict of arrays"
-                )
-        if several:
-            assert batch is not None
-            return _several(emitter, flow, wanted, model_inputs, inputs, at_r, batch, grouped=kind == "grouped")
-        if kind != "paired" and batch is not None:
-            if batch.led:
-                return Runs({}, _reference_run(emitter, flow, wanted, at_r, _Lead(batch.dim, 1)), Thin())
-            at_r = {name: _spread(r, inputs[name]) for name, r in at_r.items()}
-        return Runs({}, _reference_run(emitter, flow, wanted, at_r, None), Pairing())
+    match kind:
+        case "paired":
+            at_r = {name: _graph_input(emitter, x, x.shape) for name, x in inputs.items()}
+        case "shared":
+            at_r = {name: _graph_input(emitter, x, (REFERENCES, *_rest(x))) for name, x in inputs.items()}
+        case "grouped":
+            at_r = {
+                name: _graph_input(emitter, x, ((x.shape or ("",))[0], REFERENCES, *_rest(x)))
+                for name, x in inputs.items()
+            }
+        case "zeros":
+            at_r = {name: _zeros(emitter, x, batch) for name, x in inputs.items()}
+        case "baked":
+            at_r = {name: emitter.wrap(graph.constant(f"{name}_reference", arrays[name])) for name in given}
+        case _:
+            raise OptionError(
+                f"unknown reference {kind!r}: 'paired', 'shared', 'grouped', 'zeros' or a dict of arrays"
+            )
+    if several:
+        assert batch is not None
+        return _several(emitter, flow, wanted, model_inputs, inputs, at_r, batch, grouped=kind == "grouped")
+    if kind != "paired" and batch is not None:
+        if batch.led:
+            return Runs({}, _reference_run(emitter, flow, wanted, at_r, _Lead(batch.dim, 1)), Thin())
+        at_r = {name: _spread(r, inputs[name]) for name, r in at_r.items()}
+    return Runs({}, _reference_run(emitter, flow, wanted, at_r, None), Pairing())
 
 
 def _several(

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxlift.flow import names
 from onnxlift.explanation import Explanation
+from onnxlift.flow import names
 from onnxlift.metadata import explains
 from onnxlift.rewrite import Inspection
 from onnxlift.runtime import Explainer
@@ -132,6 +132,7 @@ def inspection(found: Inspection) -> dict[str, Any]:
         rule = found.rules[step.node.name]
         importance = [name for name in (*names(step.node.inputs), *step.roots) if name in flow.active]
         entry = {"node": step.node.name, "op": _operator(step.node), "rule": rule.name if rule else None}
+        entry["equation"] = rule.equation if rule else None
         entry |= {"importance": list(dict.fromkeys(importance)), "problem": "; ".join(reasons.get(step.node.name, []))}
         nodes.append(entry)
     stops = [{"node": stop.node.name, "op": _operator(stop.node), "reason": stop.reason} for stop in flow.stops]
@@ -152,15 +153,16 @@ def inspection(found: Inspection) -> dict[str, Any]:
     }
 
 
-def print_inspection(path: str, facts: Mapping[str, Any], *, quiet: bool) -> None:
+def print_inspection(path: str, facts: Mapping[str, Any], *, quiet: bool, verbose: bool) -> None:
     """The plan of a model, for people."""
     screen, totals = console(), facts["totals"]
     if not quiet:
-        table = _table("node", "op", "rule", "importance in")
+        table = _table("node", "op", "rule", "importance in", *(["equation"] if verbose else []))
         for entry in facts["nodes"]:
             rule = Text("none", style="bold red") if entry["problem"] else Text(entry["rule"])
             importance = Text(", ".join(entry["importance"]))
-            table.add_row(Text(entry["node"]), Text(entry["op"]), rule, importance)
+            equation = [Text(entry["equation"] or "")] if verbose else []
+            table.add_row(Text(entry["node"]), Text(entry["op"]), rule, importance, *equation)
         screen.print(table)
         _print_reasons("Importance stops", facts["stops"], "reason", "yellow")
         problems = [entry for entry in facts["nodes"] if entry["problem"]]
@@ -173,7 +175,7 @@ def print_inspection(path: str, facts: Mapping[str, Any], *, quiet: bool) -> Non
     fields = {
         "explains": f"{facts['output']!r}{over}",
         "by": ", ".join(map(repr, facts["inputs"])),
-        "nodes": f"{totals['nodes']}, {totals['on_path']} of them on the path, {totals['stops']} where importance stops",
+        "nodes": f"{totals['nodes']}; on the path {totals['on_path']}, importance stops at {totals['stops']}",
         "rules": _counted(entry["rule"] for entry in facts["nodes"] if not entry["problem"]) or "none",
         "verdict": verdict,
     }
@@ -229,7 +231,9 @@ def print_verification(facts: Mapping[str, Any], *, quiet: bool, verbose: bool) 
     table = _table("sample", "t(x)", "t(r)", "|t(x) - t(r)|", "gap", "relative", title=title, numbers=True)
     for index, row in sorted(shown):
         values = (row["target"], row["target_reference"], abs(row["difference"]))
-        table.add_row(str(index), *(f"{value:.5g}" for value in values), f"{row['gap']:.2g}", f"{row['relative_gap']:.2g}")
+        table.add_row(
+            str(index), *(f"{value:.5g}" for value in values), f"{row['gap']:.2g}", f"{row['relative_gap']:.2g}"
+        )
     screen.print(table)
     if facts["residuals"]:
         table = _table("node", "does not conserve", title="the nodes that lose most")

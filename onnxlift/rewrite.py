@@ -145,7 +145,11 @@ class Inspection:
 def inspect(model: Model, **options: object) -> Inspection:
     """Plan the rewriting of a model and report it. Takes the arguments of `rewrite`; never raises a RuleError."""
     rewriter = _Rewriter(normal_form(load(model)), Options(**options))  # type: ignore[arg-type]
-    rewriter.build(tolerant=True)
+    try:
+        rewriter.build(tolerant=True)
+    except RuleError:  # the run at the reference cannot be emitted; where importance would go is known all the same
+        if not rewriter.problems:
+            raise
     rules = {step.node.name: rewriter.plan.rule(step.node) for step in rewriter.flow.steps}
     return Inspection(
         rewriter.flow, rules, rewriter.stepped_over, rewriter.problems, rewriter.graph, rewriter.options
@@ -257,19 +261,18 @@ class _Rewriter:
             [multipliers.get(name) for name in outputs],
             roots,
         )
-        with self.emitter.scope(f"{node.name}/multiplier"):
-            try:
-                terms = rule.multipliers(site)
-                edges = []
-                for value, m in zip((*inputs, *roots), terms, strict=False):
-                    if value is None or m is None or not value.active:
-                        continue
-                    m = unbroadcast(m, site.y.shape, value) if rule.broadcasts else m
-                    m.shape = m.shape or value.shape
-                    edges.append((value, m))
-            except registry.Unsupported as refusal:
-                self.problems.append(Problem(node, f"rule {rule.name!r}: {refusal}"))
-                return
+        try:
+            terms = rule.multipliers(site)
+            edges = []
+            for value, m in zip((*inputs, *roots), terms, strict=False):
+                if value is None or m is None or not value.active:
+                    continue
+                m = unbroadcast(m, site.y.shape, value) if rule.broadcasts else m
+                m.shape = m.shape or value.shape
+                edges.append((value, m))
+        except registry.Unsupported as refusal:
+            self.problems.append(Problem(node, f"rule {rule.name!r}: {refusal}"))
+            return
         for value, m in edges:
             walk.add(value.name, m)
         if self.residuals is not None:
@@ -277,18 +280,17 @@ class _Rewriter:
 
     def _measure(self, node: Node, site: Site, edges: Sequence[tuple[Value, Tensor]]) -> None:
         """What one node's rule fails to conserve: sum(m_y dy) - sum(m_x dx), over all samples."""
-        with self.emitter.scope(f"{node.name}/residual"):
-            above = [
-                _everything(m * value.d)
-                for value, m in zip(site.outputs, site.multipliers, strict=True)
-                if value is not None and m is not None
-            ]
-            below = [_everything(m * value.d) for value, m in edges]
-            residual = above[0]
-            for term in above[1:]:
-                residual = residual + term
-            for term in below:
-                residual = residual - term
+        above = [
+            _everything(m * value.d)
+            for value, m in zip(site.outputs, site.multipliers, strict=True)
+            if value is not None and m is not None
+        ]
+        below = [_everything(m * value.d) for value, m in edges]
+        residual = above[0]
+        for term in above[1:]:
+            residual = residual + term
+        for term in below:
+            residual = residual - term
         assert self.residuals is not None
         self.residuals[node.name] = residual
 
@@ -315,17 +317,16 @@ class _Rewriter:
         top = self._value(self.output)
         outputs = dict.fromkeys(self.originals)
         contributions = {name: self._contributions(name, walk) for name in self.sources}
-        with self.emitter.scope("completeness"):
-            t_x = weighted_sum(y, weights, batched)
-            t_r = weighted_sum(top.r, lifted, batched)
-            t_r = self._average(t_r, t_x)
-            total = None
-            for name, c in contributions.items():
-                wide = cast(c, t_x.dtype)
-                part = reduce_sum(wide, range(int(batched), self._value(name).rank), keepdims=False)
-                total = part if total is None else total + part
-            assert total is not None
-            gap = t_x - t_r - total
+        t_x = weighted_sum(y, weights, batched)
+        t_r = weighted_sum(top.r, lifted, batched)
+        t_r = self._average(t_r, t_x)
+        total = None
+        for name, c in contributions.items():
+            wide = cast(c, t_x.dtype)
+            part = reduce_sum(wide, range(int(batched), self._value(name).rank), keepdims=False)
+            total = part if total is None else total + part
+        assert total is not None
+        gap = t_x - t_r - total
         results = {TARGET_OUTPUT: t_x, TARGET_REFERENCE: t_r, GAP: gap}
         for name in self.sources:
             if "contributions" in self.options.emit:
@@ -367,14 +368,12 @@ class _Rewriter:
         """c = m d (LIFTPAD eq. 3), averaged over references."""
         value, m = self._value(name), walk.total(name)
         assert m is not None
-        with self.emitter.scope(f"{name}/contributions"):
-            return self._mean(m * value.d, value)
+        return self._mean(m * value.d, value)
 
     def _multipliers(self, name: str, walk: _Walk) -> Tensor:
         value, m = self._value(name), walk.total(name)
         assert m is not None
-        with self.emitter.scope(f"{name}/multipliers"):
-            return self._mean(m, value)
+        return self._mean(m, value)
 
     def _mean(self, tensor: Tensor, value: Value) -> Tensor:
         """The mean over references of something shaped like `value`: [N * K, ...] -> [N, ...]."""
@@ -484,7 +483,7 @@ class _Rewriter:
             "expose": list(options.expose),
             "emit": list(options.emit),
             "batched": self.batch is not None,
-            "rules": {step.node.name: rule.name for step in self.flow.steps if (rule := self.plan.rule(step.node))},
+            "rules": self._chosen_rules(),
         }
 
     def _baked_rows(self) -> int | None:
@@ -492,6 +491,15 @@ class _Rewriter:
         if isinstance(self.options.reference, str) or self.batch is None:
             return None
         return max(np.shape(array)[0] for array in self.options.reference.values())
+
+    def _chosen_rules(self) -> dict[str, str | dict[str, str]]:
+        """Operator -> rule; node -> rule for each node of an operator whose nodes do not all have the same."""
+        chosen: dict[str, dict[str, str]] = {}
+        for step in self.flow.steps:
+            rule = self.plan.rule(step.node)
+            if rule is not None:
+                chosen.setdefault(step.node.op, {})[step.node.name] = rule.name
+        return {op: nodes if len(set(nodes.values())) > 1 else next(iter(nodes.values())) for op, nodes in chosen.items()}
 
     @staticmethod
     def _listed(values: Sequence[str]) -> str:

@@ -63,27 +63,26 @@ def seed(emitter: Emitter, y: Tensor, spec: TargetSpec, batched: bool) -> Tensor
     if y.shape is None:
         raise OptionError(f"the rank of tensor {y.name!r} cannot be inferred, so no target can be chosen in it")
     rest = y.shape[1:] if batched else y.shape
-    with emitter.scope("target"):
-        match spec:
-            case None:
-                if any(dim != 1 for dim in rest):
-                    raise OptionError(
-                        f"tensor {y.name!r} has {_shown(rest)} neurons per sample: choose a target (an index, "
-                        f"'argmax', 'input' or 'weights')"
-                    )
-                return emitter.constant(np.ones((1,) * len(y.shape)), y.dtype)
-            case "argmax":
-                return _argmax(emitter, y, batched)
-            case "input":
-                return _run_time_index(emitter, y, batched)
-            case "weights":
-                handle = emitter.graph.add_input(_free(emitter.graph, "target_weights"), y.dtype, y.shape)
-                return emitter.wrap(handle)
-            case str():
-                raise OptionError(f"unknown target {spec!r}: an index, 'argmax', 'input', 'weights' or nothing")
-            case _:
-                index = (spec,) if isinstance(spec, int | np.integer) else tuple(spec)
-                return _fixed_index(emitter, y, tuple(int(i) for i in index), len(y.shape) - len(rest))
+    match spec:
+        case None:
+            if any(dim != 1 for dim in rest):
+                raise OptionError(
+                    f"tensor {y.name!r} has {_shown(rest)} neurons per sample: choose a target (an index, "
+                    f"'argmax', 'input' or 'weights')"
+                )
+            return emitter.constant(np.ones((1,) * len(y.shape)), y.dtype)
+        case "argmax":
+            return _argmax(emitter, y, batched)
+        case "input":
+            return _run_time_index(emitter, y, batched)
+        case "weights":
+            handle = emitter.graph.add_input(_free(emitter.graph, "target_weights"), y.dtype, y.shape)
+            return emitter.wrap(handle)
+        case str():
+            raise OptionError(f"unknown target {spec!r}: an index, 'argmax', 'input', 'weights' or nothing")
+        case _:
+            index = (spec,) if isinstance(spec, int | np.integer) else tuple(spec)
+            return _fixed_index(emitter, y, tuple(int(i) for i in index), len(y.shape) - len(rest))
 
 
 def weighted_sum(y: Tensor, weights: Tensor, batched: bool) -> Tensor:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,17 +163,7 @@ class Emitter:
         self._nodes: dict[Any, tuple[Tensor, ...]] = {}
         self._constants: dict[Any, Tensor] = {}
         self._of_handle: dict[int, Tensor] = {}
-        self._scope = "onnxlift"
-        self._counts: dict[str, int] = {}
-
-    @contextmanager
-    def scope(self, name: str) -> Iterator[None]:
-        """Nodes emitted inside are named after `name`, the node or tensor of the model that they serve."""
-        outer, self._scope = self._scope, name
-        try:
-            yield
-        finally:
-            self._scope = outer
+        self._count = 0
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of that name."""
@@ -218,7 +207,8 @@ class Emitter:
     ) -> tuple[Tensor, ...]:
         """One node with `len(shapes)` outputs. An attribute that is None is left out.
 
-        `names` names the outputs (an empty one is omitted); by default they are named after the scope.
+        `names` names the outputs (an empty one is omitted) and the node; others get a short name, for an explainer
+        has several such nodes for every node of the model.
         """
         attributes = {key: value for key, value in attributes.items() if value is not None}
         key = (
@@ -230,23 +220,20 @@ class Emitter:
         )
         if key in self._nodes:
             return self._nodes[key]
-        name = self._unique(next(filter(None, names), "") if names else f"{self._scope}/{op}")
         handles = []
         for index, shape in enumerate(shapes):
             inferred = shape if shape is not None else _inferred_shape(op, inputs)
             kind = dtypes[index] if dtypes else dtype or _inferred_dtype(op, inputs)
-            output = names[index] if names else name if index == 0 else f"{name}:{index}"
+            output = names[index] if names else self._fresh(op)
             handles.append(self.graph.variable(output, kind, inferred) if output else self.graph.omitted())
-        self.graph.node(
-            op, [t and t.handle for t in inputs], handles, attributes, name=name, domain=domain
-        )
+        name = next(filter(None, names), "") if names else ""
+        self.graph.node(op, [t and t.handle for t in inputs], handles, attributes, name=name, domain=domain)
         self._nodes[key] = tuple(self.wrap(handle) for handle in handles)
         return self._nodes[key]
 
-    def _unique(self, name: str) -> str:
-        count = self._counts.get(name, 0)
-        self._counts[name] = count + 1
-        return name if count == 0 else f"{name}_{count}"
+    def _fresh(self, op: str) -> str:
+        self._count += 1
+        return f"{op}.{self._count}"
 
 
 def unary(op: str, x: Tensor, **attributes: Any) -> Tensor:

@@ -33,6 +33,8 @@ def divide(site: Site) -> list[Tensor | None]:
 def matrix_multiply(site: Site) -> list[Tensor | None]:
     """m_A = m_Y ((B + B0)/2)^T, m_B = ((A + A0)/2)^T m_Y."""
     a, b, m = site.input(0), site.input(1), site.m
+    if a.rank == b.rank == 2:  # Gemm transposes on the fly
+        return [gemm_product(m, b.mid, 0, 1) if a.active else None, gemm_product(a.mid, m, 1, 0) if b.active else None]
     columns, rows = a.rank == 1, b.rank == 1  # a vector is a row on the left, a column on the right
     if rows:
         m = unsqueeze(m, [m.rank])
@@ -65,16 +67,18 @@ def gemm(site: Site) -> list[Tensor | None]:
     alpha, beta = site.attribute("alpha", 1.0), site.attribute("beta", 1.0)
     trans_a, trans_b = site.attribute("transA", 0), site.attribute("transB", 0)
 
-    def product(left: Tensor, right: Tensor, left_transposed: int, right_transposed: int) -> Tensor:
-        return site.emitter.op(
-            "Gemm", left, right, alpha=float(alpha), transA=left_transposed or None, transB=right_transposed or None
-        )
-
     m_a = m_b = m_c = None
     if a.active:
-        m_a = product(b.mid, m, trans_b, 1) if trans_a else product(m, b.mid, 0, 1 - trans_b)
+        m_a = gemm_product(b.mid, m, trans_b, 1, alpha) if trans_a else gemm_product(m, b.mid, 0, 1 - trans_b, alpha)
     if b.active:
-        m_b = product(m, a.mid, 1, trans_a) if trans_b else product(a.mid, m, 1 - trans_a, 0)
+        m_b = gemm_product(m, a.mid, 1, trans_a, alpha) if trans_b else gemm_product(a.mid, m, 1 - trans_a, 0, alpha)
     if c is not None and c.active:
         m_c = unbroadcast(m if beta == 1 else m * beta, site.y.shape, c)
     return [m_a, m_b, m_c]
+
+
+def gemm_product(a: Tensor, b: Tensor, trans_a: int, trans_b: int, alpha: float = 1.0) -> Tensor:
+    """alpha A' B', where a factor marked so is transposed."""
+    flags = {"transA": trans_a or None, "transB": trans_b or None, "alpha": float(alpha) if alpha != 1 else None}
+    rows, columns = (a.shape or (None, None))[trans_a], (b.shape or (None, None))[1 - trans_b]
+    return a.emitter.op("Gemm", a, b, shape=(rows, columns), **flags)
