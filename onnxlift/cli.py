@@ -23,7 +23,8 @@ from onnxlift.errors import OnnxliftError, OptionError
 from onnxlift.metadata import description
 from onnxlift.model import load
 from onnxlift.plan import RULES
-from onnxlift.rewrite import EMITS, inspect, rewrite_file
+from onnxlift.explainer import EMITS
+from onnxlift.rewrite import inspect, rewrite_file
 from onnxlift.runtime import CompletenessWarning, Explainer
 from onnxlift.session import CPU, CUDA, Provider
 from onnxlift.verify import verify
@@ -65,27 +66,24 @@ def _refuse(message: str) -> NoReturn:
     sys.exit(2)
 
 
-class _Target(click.ParamType[Any]):
-    name = "target"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value in _TARGETS or not isinstance(value, str):
-            return value
-        try:
-            index = tuple(int(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is no index such as 3 or 3,4, and not one of {', '.join(_TARGETS)}", param, ctx)
-        return index[0] if len(index) == 1 else index
+def _target(ctx: click.Context, param: click.Parameter, value: str | None) -> int | tuple[int, ...] | str | None:
+    if value is None or value in _TARGETS:
+        return value
+    try:
+        index = tuple(int(part) for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is no index such as 3 or 3,4 and none of {', '.join(_TARGETS)}") from error
+    return index[0] if len(index) == 1 else index
 
 
-class _Size(click.ParamType[Any]):
-    name = "NAME=SIZE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
-        name, _, size = str(value).rpartition("=")
+def _sizes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
+    sizes = {}
+    for value in values:
+        name, _, size = value.rpartition("=")
         if not name or not size.isdecimal() or int(size) < 1:
-            self.fail(f"{value!r} is not like batch=4", param, ctx)
-        return name, int(size)
+            raise click.BadParameter(f"{value!r} is not like batch=4")
+        sizes[name] = int(size)
+    return sizes
 
 
 def _options(*options: Command) -> Callable[[Command], Command]:
@@ -110,7 +108,7 @@ _PLANNING = _options(
 )
 _TARGET = click.option(
     "--target",
-    type=_Target(),
+    callback=_target,
     metavar="INDEX|argmax|input|weights",
     help="Which neuron: an index after the batch axis (3, or 3,4), the largest, or one given at run time.",
 )
@@ -156,8 +154,10 @@ _PRINTING = _options(
 _PATH = click.Path(path_type=Path)
 
 
-@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="onnxlift", message="%(prog)s %(version)s")
+@click.group(
+    cls=_Main, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(package_name="onnxlift", prog_name="onnxlift", message="%(prog)s %(version)s")
 def main() -> None:
     """Rewrite an ONNX model into one that also computes DeepLIFT contributions of its inputs.
 
@@ -291,7 +291,9 @@ def inspect_command(model: Path, as_json: bool, verbose: bool, quiet: bool, **op
 @click.argument("data", required=False, type=_PATH)
 @click.option("--model", "original", type=_PATH, help="The model that the explainer was made of, to compare with.")
 @click.option("--samples", type=click.IntRange(1), default=16, show_default=True, help="How many of DATA to use.")
-@click.option("--dim", "dims", multiple=True, type=_Size(), help="Size of a symbolic dimension of random data.")
+@click.option(
+    "--dim", "dims", multiple=True, callback=_sizes, metavar="NAME=SIZE", help="Size of a dimension of random data."
+)
 @_RUNNING
 @_TARGET
 @_REFERENCE
@@ -302,7 +304,7 @@ def verify_command(
     data: Path | None,
     original: Path | None,
     samples: int,
-    dims: tuple[tuple[str, int], ...],
+    dims: dict[str, int],
     tolerance: float,
     providers: tuple[str, ...],
     as_json: bool,
@@ -327,7 +329,7 @@ def verify_command(
         arrays,
         original=original,
         samples=samples,
-        dims=dict(dims),
+        dims=dims,
         tolerance=tolerance,
         providers=_providers(providers),
         **_chosen(load(model, weights=False), options),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxlift.arrays import Array, PathLike, write_arrays
-from onnxlift.rewrite import GAP, TARGET_OUTPUT, TARGET_REFERENCE
+from onnxlift.explainer import GAP, TARGET_OUTPUT, TARGET_REFERENCE
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,8 @@ class Explanation:
     @property
     def difference(self) -> Array:
         """t(x) - t(r), what the contributions of a sample add up to: `[N]`."""
-        return np.asarray(self.target - self.target_reference)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self.target - self.target_reference)
 
     @property
     def relative_gap(self) -> Array:

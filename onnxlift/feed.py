@@ -196,25 +196,21 @@ class Intake:
         """Rank, fixed extents, as many rows as there are samples, and a reference like what it belongs to."""
         shape = arrays[port.name].shape
         wanted: list[int | str | None] = list(port.shape)
-        lead = {"shared": 1, "grouped": 2}.get(self._about["reference"], 0) if port.role == "reference" else 0
+        if len(shape) != len(wanted):
+            hint = "; add the missing axis in front, array[None]" if len(shape) == len(wanted) - 1 else ""
+            raise DataError(f"input {port.name!r} has shape {list(shape)}, expected {_shown(wanted)}{hint}")
         if port.role == "reference":
-            wanted[lead:] = arrays[port.of].shape[min(lead, 1) :] if lead else arrays[port.of].shape
+            lead = {"shared": 1, "grouped": 2}.get(self._about["reference"], 0)
+            wanted[lead:] = arrays[port.of].shape[min(lead, 1) :]
             first = arrays[f"{self.given[0]}_reference"].shape
-            if lead and len(first) >= lead:
+            if 0 < lead <= len(first):
                 wanted[lead - 1] = first[lead - 1]
         if samples is not None:
             wanted[0] = samples
-        fits = len(shape) == len(wanted) and all(
-            not isinstance(dim, int) or dim == size for dim, size in zip(wanted, shape, strict=True)
-        )
-        if fits and 0 not in shape:
-            return
-        hint = ""
-        if len(shape) == len(wanted) - 1:
-            hint = "; add the missing axis in front, array[None]"
-        elif len(shape) == len(wanted) and samples is not None and shape[1:] == tuple(wanted[1:]):
-            hint = f": one row per sample of {self.given[0]!r}"
-        raise DataError(f"input {port.name!r} has shape {list(shape)}, expected {_shown(wanted)}{hint}")
+        fits = all(not isinstance(dim, int) or dim == size for dim, size in zip(wanted, shape, strict=True))
+        if not fits or 0 in shape:
+            hint = f": one row per sample of {self.given[0]!r}" if shape[1:] == tuple(wanted[1:]) else ""
+            raise DataError(f"input {port.name!r} has shape {list(shape)}, expected {_shown(wanted)}{hint}")
 
     def _check_target(self, arrays: Mapping[str, Array]) -> None:
         """Indices inside the explained tensor, where its shape is known."""

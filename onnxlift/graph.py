@@ -48,7 +48,8 @@ class Graph:
             for handle in (*node.inputs, *node.outputs):
                 if handle.name:
                     self.tensors[handle.name] = handle
-        self._own = frozenset(self.tensors)
+        self.own = frozenset(self.tensors)
+        """Names of the model's own tensors."""
 
     @property
     def inputs(self) -> list[str]:
@@ -189,7 +190,7 @@ class Graph:
         model = onnx.ModelProto()
         model.CopyFrom(self._model_without_graph())
         model.graph.CopyFrom(proto.graph)
-        described = [value for value in proto.graph.value_info if value.name in self._own]
+        described = [value for value in proto.graph.value_info if value.name in self.own]
         del model.graph.value_info[:]
         model.graph.value_info.extend(described)
         model.graph.name = self._model.graph.name or "explainer"

@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 
 from onnxlift.errors import ModelError
-from onnxlift.rewrite import METADATA_KEY
+from onnxlift.explainer import METADATA_KEY
 
 _DESCRIBED = "batched emit expose inputs output output_shape outputs reference references target".split()
 

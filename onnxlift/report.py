@@ -237,7 +237,10 @@ def print_verification(facts: Mapping[str, Any], *, quiet: bool, verbose: bool) 
     screen.print(table)
     if facts["residuals"]:
         table = _table("node", "does not conserve", title="the nodes that lose most")
+        worst = _last(max(facts["residuals"].values(), key=_last))
         for node, residual in list(facts["residuals"].items())[:_SHOWN_SAMPLES]:
+            if _last(residual) < worst / 100:  # rounding
+                break
             table.add_row(Text(node), f"{residual:.3g}")
         screen.print(table)
 

@@ -22,7 +22,8 @@ from onnxlift.metadata import description, explains
 from onnxlift.model import load
 from onnxlift.plan import Plan
 from onnxlift.reference import PAIRS, ReferenceSpec
-from onnxlift.rewrite import GAP, TARGET_OUTPUT, TARGET_REFERENCE, Model, rewrite
+from onnxlift.explainer import GAP, TARGET_OUTPUT, TARGET_REFERENCE
+from onnxlift.rewrite import Model, rewrite
 from onnxlift.session import CUDA, Provider, essential, open_session, runtime
 from onnxlift.target import TargetSpec
 
@@ -147,13 +148,13 @@ class Explainer:
         if not bad.size:
             return None
         worst = bad[np.argsort(-np.nan_to_num(gap[bad], nan=np.inf), kind="stable")][:5]
-        listed = ", ".join(f"{i} (gap {gap[i]:.3g}, difference {difference[i]:.3g})" for i in worst)
+        listed = ", ".join(f"sample {i} (gap {gap[i]:.3g}, difference {difference[i]:.3g})" for i in worst)
         advice = "run `onnxlift verify` on the model with the same options: it names the node that loses most"
         if not np.isfinite(gap[bad]).all():
             advice = "where the gap is NaN, the model or a multiplier overflows on that sample or its reference"
         return (
             f"the contributions of {bad.size} of {gap.size} samples do not add up to t(x) - t(r) within "
-            f"{self.tolerance:g} of it; the worst: {listed}; {advice}"
+            f"{self.tolerance:g} of it; worst are {listed}; {advice}"
         )
 
     def _run(self, feed: Feed) -> dict[str, Array]:
@@ -266,7 +267,7 @@ class Explainer:
         console = Console(stderr=True)
         shown = self.progress if self.progress is not None else console.is_terminal and samples > size
         columns = (TextColumn("explaining"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
+        with Progress(*columns, console=console, transient=console.is_terminal, disable=not shown) as progress:
             task = progress.add_task("explaining", total=samples)
             yield lambda done: progress.update(task, advance=done)
 

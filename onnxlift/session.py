@@ -57,7 +57,7 @@ def runtime() -> ModuleType:
 def essential(error: Exception) -> str:
     """What an ONNX Runtime error says, in one line without C++ locations."""
     text = " ".join(str(error).split())
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"^(Error in execution: |\[ONNXRuntimeError\] : \d+ : \w+ : )+", "", text)
     text = re.sub(r"Non-zero status code returned while running (\S+) node\. Name:'([^']*)'", r"\1 node '\2'", text)
     text = text.replace(" Status Message:", ":").replace("Please fix either the inputs/outputs or the model.", "")
     text = re.sub(r"\S*onnxruntime_src\S*:\d+ .*?\)( const)? ", "", text)  # file, line and C++ signature

@@ -222,8 +222,13 @@ def _batches(explainer: Explainer, named: Mapping[str, Array], together: Explana
     explainer.batch_size = None
     figure = 0.0
     for name, array in together.contributions.items():
-        scale = float(np.abs(array).max(initial=0)) or 1.0
-        figure = max(figure, float(np.abs(array - alone[name]).max(initial=0)) / scale)
+        other = alone[name]
+        differs = ~((array == other) | (np.isnan(array) & np.isnan(other)))
+        if np.isfinite(array[differs]).all() and np.isfinite(other[differs]).all():
+            scale = float(np.abs(array[np.isfinite(array)]).max(initial=0)) or 1.0
+            figure = max(figure, float(np.abs(array[differs] - other[differs]).max(initial=0)) / scale)
+        else:
+            figure = np.inf
     allowed = max(BATCH_TOLERANCE, 64 * explainer.eps)
     detail = f"{together.gap.size} samples at once against one by one: largest relative difference {figure:.2g}"
     return Check("batches", figure <= allowed, detail, figure)

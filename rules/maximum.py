@@ -8,7 +8,8 @@ k = max(y, y0), the part (k - y0) goes to i and the part (y - k) to j. One of th
 Where dy = 0 the factor is 1 if r reaches y0 at i, which is the limit x = r, and 0 if not. On a uniform reference this
 is DFD's m = 1{x_i = y}. What a place wins in overlapping windows adds up. A minimum is the same with dy < 0.
 
-`cross-max-first` (captum, shap, tangermeme) takes the first maximum of r for j even where r reaches y0 at i too.
+`cross-max-first` (captum, shap, tangermeme) takes the first maximum of r for j even where r reaches y0 at i too;
+`argmax` (the original DeepLIFT) gives m_y to i, complete or not.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce, wraps
+from functools import partial, reduce
 
 import numpy as np
 
@@ -34,6 +35,7 @@ from onnxlift.tensor import (
     gather_elements,
     logical_and,
     logical_or,
+    maximum,
     regroup,
     scatter_add,
     shape_of,
@@ -46,48 +48,59 @@ from onnxlift.tensor import (
 INT32 = np.dtype(np.int32)
 MINIMA = ("Min", "ReduceMin")
 
-TieRule = Callable[[Site, bool], Sequence[Tensor | None]]
+EQUATIONS = {
+    "cross-max": "m_p = dy/dx_p m_y for one place p: i where y > y0, else j (LIFTPAD 2.3.2, METHOD 4).",
+    "cross-max-first": "As cross-max, with j the first maximum of r wherever r ties (captum, shap, tangermeme).",
+    "argmax": "m_i = m_y for the maximum i of x (original DeepLIFT); not complete where r peaks elsewhere.",
+}
+
+VariantRule = Callable[[Site, str], Sequence[Tensor | None]]
 
 
-def cross_max(*ops: str, broadcasts: bool = False) -> Callable[[TieRule], TieRule]:
-    """Register a rule of `site` and `first`: by default with `first` false, and as `cross-max-first`."""
+def maxima(*ops: str, broadcasts: bool = False) -> Callable[[VariantRule], VariantRule]:
+    """Register a rule of `site` and a key of `EQUATIONS` under every one of them."""
 
-    def register(function: TieRule) -> TieRule:
-        for name, first in (("cross-max", False), ("cross-max-first", True)):
+    def register(function: VariantRule) -> VariantRule:
+        for name, equation in EQUATIONS.items():
 
-            @wraps(function)
-            def multipliers(site: Site, first: bool = first) -> Sequence[Tensor | None]:
-                return function(site, first)
+            def multipliers(site: Site, variant: str = name) -> Sequence[Tensor | None]:
+                return function(site, variant)
 
-            rule(name, *ops, default=not first, broadcasts=broadcasts)(multipliers)
+            multipliers.__doc__ = equation
+            rule(name, *ops, default=name == "cross-max", broadcasts=broadcasts)(multipliers)
         return function
 
     return register
 
 
-def share(site: Site, y: Value, m: Tensor, r_i: Tensor, x_j: Tensor, tied: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether the place is i (else j), and m_p = dy/dx_p m_y. `tied`: where i may stand for j."""
+def winner(
+    site: Site, variant: str, y: Value, m: Tensor, i: Tensor, j: Tensor, r_i: Tensor, x_j: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The place p and m_p, from the places of both maxima and what the other run has there."""
+    if variant == "argmax":
+        return i, m
     dy = y.d
+    tied = i.equals(j) if variant == "cross-max-first" else r_i.equals(y.r)
     at_i = logical_or(dy < 0 if site.op in MINIMA else dy > 0, tied)
     dx = where(at_i, y.x - r_i, x_j - y.r)
-    return at_i, m * quotient(dy, dx, dy.equals(0), cast(tied, dy.dtype))
+    return where(at_i, i, j), m * quotient(dy, dx, y.x.equals(y.r), cast(tied, dy.dtype))
 
 
 # --- windows of one tensor -------------------------------------------------------------------------------------------
 
 
-def route(site: Site, rows: Value, y: Value, m: Tensor, places: Value, axis: int, first: bool) -> Tensor:
-    """The multipliers of `rows`: every window's share, added at its place along `axis`."""
+def route(site: Site, variant: str, rows: Value, y: Value, m: Tensor, places: Value, axis: int) -> Tensor:
+    """The multipliers of `rows`: what every window's winner gets, added at its place along `axis`."""
     i, j = places.x, places.full_r
     r_i, x_j = gather_elements(rows.full_r, i, axis), gather_elements(rows.x, j, axis)
-    at_i, m_p = share(site, y, m, r_i, x_j, i.equals(j) if first else r_i.equals(y.r))
+    p, m_p = winner(site, variant, y, m, i, j, r_i, x_j)
     nothing = widen(rows.zeros())
-    return cast(scatter_add(nothing, where(at_i, i, j), cast(m_p, nothing.dtype), axis), m.dtype)
+    return cast(scatter_add(nothing, p, cast(m_p, nothing.dtype), axis), m.dtype)
 
 
-@cross_max("ReduceMax", "ReduceMin", "GlobalMaxPool")
-def reduction(site: Site, first: bool) -> list[Tensor]:
-    """m_p = dy/dx_p m_y at the one place p of the reduced axes that takes all (LIFTPAD 2.3.2, METHOD 4)."""
+@maxima("ReduceMax", "ReduceMin", "GlobalMaxPool")
+def reduction(site: Site, variant: str) -> list[Tensor]:
+    """One window for every output element: the reduced axes."""
     site.only_active(0)
     x, pool = site.x, site.op == "GlobalMaxPool"
     axes = list(range(2, x.rank)) if pool else reduced_axes(site)
@@ -105,7 +118,7 @@ def reduction(site: Site, first: bool) -> list[Tensor]:
 
     rows = x.map(as_rows)
     places = rows.map(partial(first_place, "ArgMin" if site.op in MINIMA else "ArgMax", axis))
-    m = route(site, rows, site.y.map(as_output), as_output(site.m), places, axis, first)
+    m = route(site, variant, rows, site.y.map(as_output), as_output(site.m), places, axis)
     if len(axes) > 1:
         m = transpose(x.map(lambda t: transpose(t, order)).like(m), [int(a) for a in np.argsort(order)])
     return [m]
@@ -118,16 +131,16 @@ def first_place(op: str, axis: int, x: Tensor, keepdims: bool = True) -> Tensor:
     return x.emitter.op(op, x, axis=axis, keepdims=int(keepdims), shape=shape)
 
 
-@cross_max("MaxPool")
-def max_pool(site: Site, first: bool) -> list[Tensor]:
-    """m_p = dy/dx_p m_y at the one place p of each window that takes all, added up (LIFTPAD 2.3.2, METHOD 4)."""
+@maxima("MaxPool")
+def max_pool(site: Site, variant: str) -> list[Tensor]:
+    """Windows of any shape; what a place wins in several of them adds up."""
 
     def as_planes(t: Tensor) -> Tensor:
         return regroup(t, 2, [-1])
 
     tiles = tiling(site)
     places = site.x.map(partial(pooled_places, site) if tiles is None else partial(tiled_places, tiles))
-    m = route(site, site.x.map(as_planes), site.y.map(as_planes), as_planes(site.m), places, 2, first)
+    m = route(site, variant, site.x.map(as_planes), site.y.map(as_planes), as_planes(site.m), places, 2)
     return [site.x.like(m)]
 
 
@@ -136,15 +149,15 @@ def pooled_places(site: Site, x: Tensor) -> Tensor:
     attributes = {name: value for name, value in site.attributes.items() if name != "storage_order"}
     outputs = x.emitter.ops("MaxPool", x, shapes=[None, None], dtypes=[x.dtype, INT64], **attributes)
     n, c, area = shape_of(x, 0, 1), shape_of(x, 1, 2), shape_of(x, 2)
-    area = x.emitter.op("ReduceProd", area, keepdims=0, shape=()) if area.value is None else _product(area)
+    if area.value is not None:
+        area = x.emitter.constant(area.value.prod(), INT64)
+    else:
+        area = x.emitter.op("ReduceProd", area, keepdims=0, shape=())
     plane = unsqueeze(arange(n), [1]) * c + arange(c)
     assert x.shape is not None
     index = x.emitter.op("Reshape", outputs[1], x.emitter.ints([0, 0, -1]), shape=(*x.shape[:2], None))
-    return x.emitter.op("Sub", index, unsqueeze(plane * area, [2]), shape=index.shape)
-
-
-def _product(extents: Tensor) -> Tensor:
-    return extents.emitter.constant(int(np.prod(extents.value)), INT64)
+    index = x.emitter.op("Sub", index, unsqueeze(plane * area, [2]), shape=index.shape)
+    return maximum(index, 0)  # a kernel may call it -1 in a window of minus infinity
 
 
 @dataclass(frozen=True)
@@ -182,7 +195,7 @@ def tiled_places(tiles: Sequence[Tiles], x: Tensor) -> Tensor:
     steps = [math.prod(tile.extent for tile in tiles[axis + 1 :]) for axis in range(len(tiles))]
     if len(tiles) > 1:
         table = _grid([tile.size for tile in tiles], steps)
-        within = emitter.op("Gather", emitter.ints(table.ravel()), within, axis=0, shape=within.shape)
+        within = emitter.op("Gather", emitter.ints(table.ravel().tolist()), within, axis=0, shape=within.shape)
     starts = _grid(counts, [tile.size * step for tile, step in zip(tiles, steps, strict=True)])
     return regroup(within + emitter.constant(starts, INT64), 2, [-1])
 
@@ -195,19 +208,18 @@ def _grid(counts: Sequence[int], steps: Sequence[int]) -> Array:
 # --- several tensors -------------------------------------------------------------------------------------------------
 
 
-@cross_max("Max", "Min", broadcasts=True)
-def operands(site: Site, first: bool) -> list[Tensor | None]:
-    """m_p = dy/dx_p m_y for the one operand p that takes all; a lone operand among constants: dy/dx m_y (METHOD 4)."""
+@maxima("Max", "Min", broadcasts=True)
+def operands(site: Site, variant: str) -> list[Tensor | None]:
+    """One window for every output element: the operands."""
     values = [site.input(index) for index in range(len(site.inputs))]
     active = [index for index, value in enumerate(values) if value.active]
     if len(active) == 1:
-        return [lone_operand(site, values, index) if index in active else None for index in range(len(values))]
+        return [lone_operand(site, variant, values, n) if n in active else None for n in range(len(values))]
     y = site.y
     xs, rs = [value.x for value in values], [value.r for value in values]
     i, r_i = first_operand(xs, y.x, rs)
     j, x_j = first_operand(rs, y.r, xs)
-    at_i, m_p = share(site, y, site.m, r_i, x_j, i.equals(j) if first else r_i.equals(y.r))
-    p = where(at_i, i, j)
+    p, m_p = winner(site, variant, y, site.m, i, j, r_i, x_j)
     return [where(p.equals(index), m_p, 0.0) if index in active else None for index in range(len(values))]
 
 
@@ -221,12 +233,13 @@ def first_operand(tensors: Sequence[Tensor], top: Tensor, others: Sequence[Tenso
     return number, there
 
 
-def lone_operand(site: Site, values: Sequence[Value], index: int) -> Tensor:
-    """dy/dx m_y, and at x = r: m_y where the operand is the first to reach the maximum."""
+def lone_operand(site: Site, variant: str, values: Sequence[Value], index: int) -> Tensor:
+    """Among constants: dy/dx m_y, and at x = r: m_y where the operand is the first to reach the maximum."""
     x, y, emitter = values[index], site.y, site.emitter
     wins = emitter.constant(True, BOOL)
     for number, other in enumerate(values):
         if number != index:
             low, high = (x.x, other.x) if site.op == "Min" else (other.x, x.x)
             wins = logical_and(wins, low < high if number < index else low <= high)
-    return site.m * quotient(y.d, x.d, x.d.equals(0), cast(wins, x.dtype))
+    at_x = cast(wins, x.dtype)
+    return site.m * (at_x if variant == "argmax" else quotient(y.d, x.d, x.x.equals(x.r), at_x))

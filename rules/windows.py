@@ -40,7 +40,7 @@ class Window:
         return (self.positions - 1) * self.stride + (self.reach - self.begin - self.extent)
 
     def transposed_padding(self) -> tuple[int, int]:
-        """The `pads` (both ends alike) and the `output_padding` of a ConvTranspose that cuts off no place of the input."""
+        """The `pads` (both ends alike) and `output_padding` of a ConvTranspose that keeps every place of the input."""
         begin, end, excess = known(self.begin), known(self.end), known(self.excess)
         if begin is None or end is None:
             return 0, 0

@@ -53,7 +53,8 @@ OPERANDS = {
     "narrower than a constant": ("x, c", {"x": "N, 2, 1"}),
 }
 EXTENTS = {"N": 3, "A": 2, "B": 1}
-FIRST = Plan([Choice(rule="cross-max-first")])
+VARIANTS = {"cross-max": "shared", "cross-max-first": "first", "argmax": "argmax_x"}
+"""Rule -> what the oracle calls it."""
 
 
 def pair(seed: int, *shape: int, levels: int = 0, dtype: type = np.float32) -> list[np.ndarray]:
@@ -63,22 +64,25 @@ def pair(seed: int, *shape: int, levels: int = 0, dtype: type = np.float32) -> l
     return list(values.astype(dtype))
 
 
-def check(model: onnx.ModelProto, x: np.ndarray, r: np.ndarray, first: bool = False, **options) -> dict:  # type: ignore[no-untyped-def, type-arg]
-    plan, ties = (FIRST, "first") if first else (None, "shared")
-    return laws.check(model, {"x": x}, {"x": r}, plan=plan, ties=ties, **options)
+def check(
+    model: onnx.ModelProto, x: dict | np.ndarray, r: dict | np.ndarray, rule: str = "cross-max", **options
+) -> dict:  # type: ignore[no-untyped-def, type-arg]
+    plan = Plan([Choice(rule=rule)])
+    x, r = (value if isinstance(value, dict) else {"x": value} for value in (x, r))
+    return laws.check(model, x, r, plan=plan, ties=VARIANTS[rule], conserves=rule != "argmax", **options)
 
 
 def pool(dims: str, attributes: str, dtype: str = "float") -> onnx.ModelProto:
     return laws.model(f"g ({dtype}[{dims}] x) => ({dtype} y) {{ y = MaxPool <{attributes}> (x) }}")
 
 
-@pytest.mark.parametrize("first", [False, True], ids=["cross-max", "first"])
+@pytest.mark.parametrize("rule", VARIANTS)
 @pytest.mark.parametrize("levels", [0, 3], ids=["random", "ties"])
 @pytest.mark.parametrize(("spatial", "attributes"), POOLS.values(), ids=POOLS)
-def test_max_pool(spatial: list[int], attributes: str, levels: int, first: bool) -> None:
+def test_max_pool(spatial: list[int], attributes: str, levels: int, rule: str) -> None:
     x, r = pair(0, 3, 2, *spatial, levels=levels)
     dims = ", ".join(map(str, ["N", 2, *spatial]))
-    check(pool(dims, attributes), x, r, first)
+    check(pool(dims, attributes), x, r, rule)
 
 
 @pytest.mark.parametrize("dims", ["N, C, H, W", "3, 2, 4, 6", "N, C, 4, 6", "N, 2, H, 6"])
@@ -108,7 +112,8 @@ def test_reduction(op: str, axes: list[int], keepdims: int, dims: str) -> None:
     model = laws.model(text, axes=np.array(axes))
     for levels in (0, 3):
         check(model, *pair(3, 3, 2, 3, 4, levels=levels))
-    check(model, *pair(4, 3, 2, 3, 4, levels=2), first=True)
+    for rule in VARIANTS:
+        check(model, *pair(4, 3, 2, 3, 4, levels=2), rule)
 
 
 @pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin"])
@@ -132,10 +137,10 @@ def test_global_max_pool(dims: str) -> None:
         check(model, *pair(7, *shape, levels=levels))
 
 
-@pytest.mark.parametrize("first", [False, True], ids=["cross-max", "first"])
+@pytest.mark.parametrize("rule", VARIANTS)
 @pytest.mark.parametrize("op", ["Max", "Min"])
 @pytest.mark.parametrize(("names", "inputs"), OPERANDS.values(), ids=OPERANDS)
-def test_operands(op: str, names: str, inputs: dict[str, str], first: bool) -> None:
+def test_operands(op: str, names: str, inputs: dict[str, str], rule: str) -> None:
     listed = ", ".join(f"float[{dims}] {name}" for name, dims in inputs.items())
     constants = {"c": np.array([0, 2, 1], np.float32), "e": np.array(1, np.float32)}
     used = {name: value for name, value in constants.items() if name in names}
@@ -145,7 +150,7 @@ def test_operands(op: str, names: str, inputs: dict[str, str], first: bool) -> N
         for seed, (name, dims) in enumerate(inputs.items()):
             shape = [EXTENTS.get(dim) or int(dim) for dim in dims.split(", ")]
             x[name], r[name] = pair(seed, *shape, levels=levels)
-        laws.check(model, x, r, plan=FIRST if first else None, ties="first" if first else "shared")
+        check(model, x, r, rule)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "double"])
@@ -169,10 +174,10 @@ def test_other_precisions(body: str, dtype: str) -> None:
 # --- by hand ---------------------------------------------------------------------------------------------------------
 
 
-def contributions(model: onnx.ModelProto, x: list, r: list, first: bool = False) -> list:  # type: ignore[type-arg]
+def contributions(model: onnx.ModelProto, x: list, r: list, rule: str = "cross-max") -> list:  # type: ignore[type-arg]
     """Of the sum of all outputs."""
     shape = laws.run(model, {"x": np.array(x, np.float32)})["y"].shape
-    explainer = rewrite(model, target="weights", plan=FIRST if first else None)
+    explainer = rewrite(model, target="weights", plan=Plan([Choice(rule=rule)]))
     feed = {"x": x, "x_reference": r, "target_weights": np.ones(shape)}
     got = laws.run(explainer, {name: np.asarray(value, np.float32) for name, value in feed.items()})
     return got["x_contributions"].tolist()
@@ -196,7 +201,8 @@ def test_two_places(model: onnx.ModelProto) -> None:
     assert contributions(model, [[[2, 0]]], [[[0, 2]]]) == [[[0, 0]]]
     assert contributions(model, [[[1, 3]]], [[[2, 2]]]) == [[[0, 1]]]
     assert contributions(model, [[[1, 1.5]]], [[[2, 2]]]) == [[[0, -0.5]]]
-    assert contributions(model, [[[1, 1.5]]], [[[2, 2]]], first=True) == [[[-0.5, 0]]]
+    assert contributions(model, [[[1, 1.5]]], [[[2, 2]]], "cross-max-first") == [[[-0.5, 0]]]
+    assert contributions(model, [[[1, 0]]], [[[0, 2]]], "argmax") == [[[1, 0]]]
 
 
 def test_an_element_that_wins_two_windows_collects_both_shares() -> None:
@@ -225,3 +231,22 @@ def test_extreme_values_stay_finite() -> None:
     for model in (pool("N, 1, 6", "kernel_shape = [2]"), pool("N, 1, 6", "kernel_shape = [2], strides = [2]")):
         for r in (np.zeros_like(x), x[:, :, ::-1].copy() / 2, x):
             check(model, x, r)
+
+
+@pytest.mark.parametrize("kernel", ["kernel_shape = [2]", "kernel_shape = [2], strides = [2]"])
+def test_windows_of_minus_infinity_get_finite_multipliers(kernel: str) -> None:
+    """As a mask in front of the pool makes them."""
+    keep = np.array([True, False, False, False, True, True])
+    model = laws.model(
+        f"g (float[N, 2, 6] x) => (float y) {{ h = Where (keep, x, low) p = MaxPool <{kernel}> (h)\n"
+        "b = IsInf (p) y = Where (b, zero, p) }",
+        keep=keep,
+        low=np.float32(-np.inf),
+        zero=np.float32(0),
+    )
+    x, r = pair(11, 3, 2, 6)
+    explainer = rewrite(model, target="weights", emit=("multipliers",), expose=("h",))
+    w = np.ones_like(laws.run(model, {"x": x})["y"])
+    got = laws.run(explainer, {"x": x, "x_reference": r, "target_weights": w})
+    assert np.isfinite(got["x_multipliers"]).all()
+    assert np.isfinite(got["h/multiplier"]).all()

@@ -46,11 +46,17 @@ def constants() -> dict[str, np.ndarray]:
 def one(body: str, sizes: str = SIZES["known"], dtype: str = "float", **others: np.ndarray) -> onnx.ModelProto:
     read = re.findall(r"\w+", body)
     kind = np.float16 if dtype == "float16" else np.float64 if dtype == "double" else np.float32
-    used = {name: value.astype(kind) if value.dtype.kind == "f" else value for name, value in constants().items() if name in read}
+    used = {
+        name: value.astype(kind) if value.dtype.kind == "f" else value
+        for name, value in constants().items()
+        if name in read
+    }
     return laws.model(f"g ({dtype}[{sizes}] x) => ({dtype} y) {{ {body} }}", **{**used, **others})
 
 
-def pair(seed: int, scale: float = 2, shape: tuple[int, ...] = SHAPE, dtype: type = np.float32) -> list[dict[str, np.ndarray]]:
+def pair(
+    seed: int, scale: float = 2, shape: tuple[int, ...] = SHAPE, dtype: type = np.float32
+) -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(seed)
     return [{"x": (rng.standard_normal(shape) * scale).astype(dtype)} for _ in range(2)]
 
@@ -149,7 +155,9 @@ def test_softmax_of_two_is_a_sigmoid() -> None:
     """By hand: y_0 goes from 1/2 to 3/4 where x_0 goes from 0 to ln 3, and the other logit stays."""
     model = laws.model("g (float[N, 2] x) => (float[N, 2] y) { y = Softmax (x) }")
     explainer = rewrite(model, target=0, pre_activation=False, emit=("contributions",))
-    got = laws.run(explainer, {"x": np.array([[np.log(3), 0]], np.float32), "x_reference": np.zeros((1, 2), np.float32)})
+    got = laws.run(
+        explainer, {"x": np.array([[np.log(3), 0]], np.float32), "x_reference": np.zeros((1, 2), np.float32)}
+    )
     np.testing.assert_allclose(got["x_contributions"], [[0.25, 0]], rtol=1e-6)
 
 
@@ -178,9 +186,7 @@ def test_constant_rows(eps: float, level: float) -> None:
 
 
 def test_unused_statistics() -> None:
-    model = laws.model(
-        "g (float[N, 4] x, float[4] s) => (float y) { y, mean, deviation = LayerNormalization (x, s) }"
-    )
+    model = laws.model("g (float[N, 4] x, float[4] s) => (float y) { y, mean, deviation = LayerNormalization (x, s) }")
     x, r = pair(8, shape=(3, 4))
     laws.check(model, x, r, others={"s": np.array([1, 2, -1, 0], np.float32)})
 
@@ -200,6 +206,8 @@ def test_bias_that_depends_on_the_input(op: str, size: int) -> None:
 
 
 def test_scale_that_depends_on_the_input_is_refused() -> None:
-    model = laws.model("g (float[N, 4] x) => (float y) { s = ReduceMax (x, a) y = LayerNormalization (x, s) }", a=np.array([0]))
+    model = laws.model(
+        "g (float[N, 4] x) => (float y) { s = ReduceMax (x, a) y = LayerNormalization (x, s) }", a=np.array([0])
+    )
     with pytest.raises(RuleError, match="depends on the attributed inputs"):
         rewrite(model, target="weights")

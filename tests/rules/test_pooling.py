@@ -42,7 +42,10 @@ POOLS: list[Case] = [
     ((2, 5, 4, 4), "kernel_shape = [3, 2, 2], strides = [2, 1, 2], pads = [1, 0, 1, 1, 1, 0], ceil_mode = 1"),
     ((2, 8, 7), 'kernel_shape = [3, 2], auto_pad = "VALID", strides = [2, 1]'),
     *(
-        ((2, 8, 7), f'kernel_shape = [{k}, {k}], auto_pad = "SAME_{side}", strides = [{s}, {s}], count_include_pad = {p}')
+        (
+            (2, 8, 7),
+            f'kernel_shape = [{k}, {k}], auto_pad = "SAME_{side}", strides = [{s}, {s}], count_include_pad = {p}',
+        )
         for side, k, s, p in itertools.product(("UPPER", "LOWER"), (3, 4), (1, 2, 3), (0, 1))
     ),
 ]
@@ -69,3 +72,82 @@ def data(case: Case, dtype: type = np.float32) -> tuple[dict[str, np.ndarray], d
 @pytest.mark.parametrize("case", POOLS, ids=str)
 def test_average_pool(case: Case, sizes: str) -> None:
     laws.check(model("AveragePool", case, sizes), *data(case), references=sizes != "all static")
+
+
+@pytest.mark.parametrize("sizes", ["static", "dynamic"])
+@pytest.mark.parametrize("places", [(4,), (3, 4), (2, 3, 4)], ids=str)
+def test_global_average_pool(places: tuple[int, ...], sizes: str) -> None:
+    case = (2, *places), ""
+    laws.check(model("GlobalAveragePool", case, sizes), *data(case))
+
+
+GEOMETRIES = list(itertools.product((1, 2, 3), (1, 2, 3, 4), (1, 2), ((0, 0), (1, 0), (1, 2)), (0, 1), (0, 1), (6, 7)))
+SAME = list(itertools.product(("UPPER", "LOWER"), (1, 2, 3), (1, 2, 3), (0, 1), (6, 7)))
+
+
+def attributes() -> list[str]:
+    """Paddings are smaller than the kernel in ONNX Runtime."""
+    explicit = [
+        f"kernel_shape = [{k}], strides = [{s}], dilations = [{d}], pads = [{b}, {e}], ceil_mode = {c}, "
+        f"count_include_pad = {i}|{n}"
+        for k, s, d, (b, e), c, i, n in GEOMETRIES
+        if max(b, e) < k
+    ]
+    same = [
+        f'kernel_shape = [{k}], strides = [{s}], auto_pad = "SAME_{side}", count_include_pad = {i}|{n}'
+        for side, k, s, i, n in SAME
+    ]
+    return explicit + same
+
+
+@pytest.mark.parametrize("sizes", ["static", "dynamic"])
+def test_the_divisor_is_onnx_runtimes(sizes: str) -> None:
+    """The multipliers are the Jacobian of ONNX Runtime's own forward pass, unit vector by unit vector."""
+    refused = 0
+    for spec in attributes():
+        attributes_, size = spec.split("|")
+        case = (1, int(size)), attributes_
+        pool = model("AveragePool", case, sizes)
+        jacobian = laws.run(pool, {"x": np.eye(int(size), dtype=np.float32)[:, None]})["y"][:, 0].T
+        try:
+            explainer = onnxlift.rewrite(pool, target="weights", emit=("multipliers",))
+        except onnxlift.RuleError as error:  # ONNX's shape inference is wrong: see test_refusals
+            assert "shape inference" in str(error)
+            assert sizes == "static"
+            refused += 1
+            continue
+        x = np.ones((len(jacobian), 1, int(size)), np.float32)
+        seeds = np.eye(len(jacobian), dtype=np.float32)[:, None]
+        got = laws.run(explainer, {"x": x, "x_reference": -x, "target_weights": seeds})["x_multipliers"]
+        np.testing.assert_allclose(got[:, 0], jacobian, rtol=0, atol=1e-6, err_msg=spec)
+    assert refused < 0.1 * len(attributes())
+
+
+@pytest.mark.parametrize("case", POOLS[:24], ids=str)
+def test_known_sizes_leave_no_arithmetic(case: Case) -> None:
+    explainer = onnxlift.rewrite(model("AveragePool", case, "all static"), target="weights")
+    operators = {node.op_type for node in explainer.graph.node if "AveragePool_0/multiplier" in node.name}
+    assert operators <= set("AveragePool ConvTranspose Resize Mul Slice Pad Reshape".split())
+    assert "Shape" not in {node.op_type for node in explainer.graph.node}
+
+
+@pytest.mark.parametrize("case", [POOLS[0], POOLS[11], POOLS[18]], ids=str)
+def test_half_precision(case: Case) -> None:
+    laws.check(model("AveragePool", case, dtype="float16"), *data(case, np.float16), rtol=4e-3)
+
+
+@pytest.mark.parametrize(
+    ("case", "sizes", "reason"),
+    [
+        (((2, 4), "kernel_shape = [2], strides = [2], pads = [0, 1], ceil_mode = 1"), "static", "shape inference"),
+        (((2, 9), 'kernel_shape = [2], dilations = [2], auto_pad = "SAME_UPPER"'), "static", "shape inference"),
+        (
+            ((2, 9), 'kernel_shape = [2], strides = [4], dilations = [2], auto_pad = "SAME_UPPER"'),
+            "dynamic",
+            "SAME padding with dilated windows",
+        ),
+    ],
+)
+def test_refusals(case: Case, sizes: str, reason: str) -> None:
+    with pytest.raises(onnxlift.RuleError, match=reason):
+        onnxlift.rewrite(model("AveragePool", case, sizes), target="weights")

@@ -1,0 +1,182 @@
+"""ONNX files, read without trusting them and written whole or not at all, and the weights that lie beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from onnx import ModelProto, TensorProto, helper
+
+from onnxlift.arrays import PathLike
+from onnxlift.errors import ModelError
+from onnxlift.protobuf import is_external, is_small, nested, nodes, opset
+
+MAX_OPSET = 26
+"""The last opset that ONNX Runtime 1.31 loads."""
+
+_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # narrower than what numpy stores
+
+
+def load(model: ModelProto | PathLike, *, weights: bool = True) -> ModelProto:
+    """Reads a model file (or copies a ModelProto, which is never changed) and checks that it is usable.
+
+    `weights=True` reads external data into the model; `weights=False` leaves it as checked references, for
+    models over 2 GB. External data must lie inside the model file's folder; nothing is ever unpickled.
+    Raises ModelError: unreadable, empty, truncated or not ONNX; opset above 26; external data that is
+    missing, outside of the folder, or too short.
+    """
+    result = ModelProto()
+    if isinstance(model, ModelProto):
+        result.CopyFrom(model)
+        _check_readable(result, "the given ModelProto")
+        if weights and any(map(is_external, _tensors(result))):
+            raise ModelError(
+                "The given ModelProto keeps weights in external files and does not know their folder. Give "
+                "the path of the model file instead, or load it with its external data first."
+            )
+        return result
+    path = Path(model)
+    try:
+        if path.stat().st_size >= 2**31:
+            raise ModelError(f"{path} is over 2 GB, which no ONNX file can be: big weights belong in external data.")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"Cannot read the model {path}: {error.strerror}. Check the path.") from error
+    try:
+        result.ParseFromString(data)
+    except Exception as error:  # protobuf's DecodeError; its class differs between backends
+        raise ModelError(
+            f"{path} is not an ONNX model, or is truncated ({len(data)} bytes): protobuf cannot parse it. "
+            "Export or download it again."
+        ) from error
+    _check_readable(result, str(path))
+    for tensor in filter(is_external, _tensors(result)):
+        if weights:
+            _read(tensor, path.parent)
+        else:
+            _locate(tensor, path.parent)
+    return result
+
+
+def save(model: ModelProto, path: PathLike) -> None:
+    """Writes the model atomically: the file is complete or not there. External data is referenced, not
+    copied, so such a model must be saved into the folder of its weights.
+
+    Raises ModelError: unwritable path, missing folder, over 2 GB, or external data that is not beside `path`.
+    """
+    path = Path(path)
+    if path.parent.is_dir():  # else the message is that it is not
+        for tensor in filter(is_external, _tensors(model)):
+            _locate(tensor, path.parent)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        data = model.SerializeToString()
+    except Exception as error:
+        raise ModelError(
+            f"Cannot write {path}: a model over 2 GB does not fit into one ONNX file. Keep its weights in "
+            "external data (load with weights=False) and save beside them."
+        ) from error
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ModelError(f"Cannot write {path}: {error.strerror}. Choose a writable path.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def with_small_tensors(model: ModelProto, folder: Path) -> ModelProto:
+    """The model with every small external tensor read from `folder`, so that it can be computed with: a copy, or
+    the model itself where it has none. Big ones stay references."""
+
+    def unread(model: ModelProto) -> list[TensorProto]:
+        return [tensor for tensor in _tensors(model) if is_external(tensor) and is_small(tensor)]
+
+    if not unread(model):
+        return model
+    result = ModelProto()
+    result.CopyFrom(model)
+    for tensor in unread(result):
+        _read(tensor, folder)
+    return result
+
+
+def _check_readable(model: ModelProto, where: str) -> None:
+    """Protobuf parses some garbage successfully: require what every ONNX model has."""
+    if not model.opset_import or not model.graph.output or not (model.graph.node or model.graph.initializer):
+        raise ModelError(
+            f"{where} is not a complete ONNX model: it lacks a graph with nodes and outputs, or its opset "
+            "import. It may be empty, truncated or another kind of file: export or download it again."
+        )
+    if opset(model) > MAX_OPSET:
+        raise ModelError(
+            f"{where} uses ai.onnx opset {opset(model)}; ONNX Runtime 1.31 loads up to {MAX_OPSET}. "
+            f"Export it with an opset of at most {MAX_OPSET}."
+        )
+
+
+def _tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor that may keep its data in a file: of all graphs, functions and attributes."""
+    sparse = []
+    bodies = (model.graph, *model.functions)
+    for graph in (model.graph, *(graph for body in bodies for graph in nested(body.node))):
+        yield from graph.initializer
+        sparse += graph.sparse_initializer
+    for attribute in (attribute for node in nodes(model) for attribute in node.attribute):
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        if attribute.HasField("sparse_tensor"):
+            sparse.append(attribute.sparse_tensor)
+        sparse += attribute.sparse_tensors
+    for item in sparse:
+        yield from (item.values, item.indices)
+
+
+def _locate(tensor: TensorProto, folder: Path) -> tuple[Path, int, int]:
+    """File, offset and length in bytes of an external tensor; refuses hostile and broken references."""
+    info = {entry.key: entry.value for entry in tensor.external_data}
+    location = info.get("location", "")
+    where = f"The external data of tensor '{tensor.name}' in file '{location}'"
+    try:
+        dtype = TensorProto.DataType.Name(tensor.data_type)
+        bits = _BITS.get(dtype) or 8 * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        length = (math.prod(tensor.dims) * bits + 7) // 8
+        offset, stated = int(info.get("offset") or 0), int(info.get("length") or length)
+        file = (folder / location).resolve()
+        inside = file.is_relative_to(folder.resolve())
+    except (KeyError, ValueError, OSError, RuntimeError) as error:
+        raise ModelError(f"{where} has a malformed reference ({error}). Export the model again.") from error
+    if not location or Path(location).is_absolute() or ".." in Path(location).parts or not inside:
+        raise ModelError(
+            f"{where} lies outside of the model's folder {folder}, which is refused. Put it beside the model."
+        )
+    if not file.is_file():
+        raise ModelError(f"{where} is missing: there is no file {file}. Put it beside the model.")
+    if tensor.data_type == TensorProto.STRING or min(offset, length) < 0 or stated != length:
+        raise ModelError(f"{where} has a malformed reference (offset {offset}, length {stated}). Export the model again.")
+    if offset + length > file.stat().st_size:
+        raise ModelError(
+            f"{where} is too short: bytes {offset} to {offset + length} are needed, the file has "
+            f"{file.stat().st_size}. Export or download it again."
+        )
+    return file, offset, length
+
+
+def _read(tensor: TensorProto, folder: Path) -> None:
+    """Turns a reference into data."""
+    file, offset, length = _locate(tensor, folder)
+    try:
+        with file.open("rb") as stream:
+            stream.seek(offset)
+            tensor.raw_data = stream.read(length)
+    except OSError as error:
+        raise ModelError(f"Cannot read the external data {file}: {error.strerror}. Make it readable.") from error
+    del tensor.external_data[:]
+    tensor.ClearField("data_location")

@@ -1,0 +1,312 @@
+"""The command line as a user meets it: what it writes and prints, its exit status, every refusal in one paragraph."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from laws import model
+
+import onnxlift
+from onnxlift import cli, verify
+
+RNG = np.random.default_rng(11)
+W1 = RNG.standard_normal((6, 8)).astype(np.float32)
+W2 = RNG.standard_normal((8, 3)).astype(np.float32)
+MLP = """g (float[N, 6] x) => (float[N, 3] y) {
+    h = MatMul(x, W1) a = Relu(h) s = MatMul(a, W2) y = Softmax<axis=-1>(s)
+}"""
+WITHOUT_RULE = "g (float[N, 6] x) => (float[N, 6] y) { h = Relu(x)\n y = Hardmax<axis=-1>(h) }"
+X = RNG.standard_normal((5, 6)).astype(np.float32)
+R = RNG.standard_normal((5, 6)).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in: a model, its explainer with paired references, and data for both."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(model(MLP, W1=W1, W2=W2), "model.onnx")
+    onnxlift.rewrite_file("model.onnx", "explainer.onnx", target="argmax")
+    np.save("x.npy", X)
+    np.savez("data.npz", x=X, x_reference=R)
+    return tmp_path
+
+
+def call(*arguments: str, status: int = 0) -> Result:
+    result = CliRunner(env={"COLUMNS": "100"}).invoke(cli.main, arguments)
+    assert result.exit_code == status, (result.output, result.exception)
+    assert isinstance(result.exception, SystemExit | None), result.exception
+    return result
+
+
+# -------------------------------------------------------------------------------------------- what it does
+
+
+def test_help_shows_an_example_of_each_command() -> None:
+    overview = call("--help").stdout
+    for command in ("rewrite", "explain", "inspect", "verify"):
+        assert command in overview
+        text = call(command, "--help").stdout
+        assert f"  onnxlift {command} " in text.partition("Example")[2]
+    assert call("--version").stdout.startswith("onnxlift ")
+
+
+def test_rewrite_and_explain(folder: Path) -> None:
+    said = call("rewrite", "model.onnx", "new.onnx", "--target", "argmax", "--reference", "zeros").stdout
+    for words in ("the largest neuron of 's' (the input of Softmax", "against zeros", "nothing new", "x_contributions"):
+        assert words in said
+    said = call("explain", "new.onnx", "x.npy", "--out", "out.npz").stdout
+    assert "runs" in said
+    assert "wrote" in said
+    expected = onnxlift.Explainer("model.onnx", target="argmax", reference="zeros")(X)
+    with np.load("out.npz", allow_pickle=False) as saved:
+        np.testing.assert_array_equal(saved["x_contributions"], expected.contributions["x"])
+        assert {"y", "target_output", "target_reference", "completeness_gap"} <= set(saved)
+    quiet = call("rewrite", "model.onnx", "new.onnx", "-q", "--target", "2", "--no-pre-activation")
+    assert quiet.output == ""
+    facts = json.loads(call("rewrite", "model.onnx", "new.onnx", "--json", "--target", "2").stdout)
+    assert facts["added_inputs"] == {"x_reference": "float32 [N, 6]"}
+    assert facts["target"] == [2]
+
+
+def test_explain_takes_a_plain_model_and_all_kinds_of_references(folder: Path) -> None:
+    np.save("r.npy", R)
+    np.savez("r.npz", x_reference=R[:2])
+    options = ["--target", "argmax", "--batch-size", "2"]
+    call("explain", "model.onnx", "data.npz", "--out", "a.npz", *options, "--expose", "a", "--emit", "multipliers")
+    call("explain", "explainer.onnx", "x.npy", "--out", "b.npz", "--reference", "r.npy")
+    call("explain", "model.onnx", "x.npy", "--out", "c.npz", *options, "--reference", "r.npz")
+    paired = onnxlift.Explainer("explainer.onnx")(X, reference=R)
+    baked = onnxlift.Explainer("model.onnx", target="argmax", reference={"x": R[:2]})(X)
+    with np.load("a.npz") as a, np.load("b.npz") as b, np.load("c.npz") as c:
+        assert "x_contributions" not in a
+        np.testing.assert_allclose(a["x_multipliers"] * (X - R), b["x_contributions"], atol=1e-6)
+        assert a["a/multiplier"].shape == (5, 8)
+        np.testing.assert_array_equal(b["x_contributions"], paired.contributions["x"])
+        np.testing.assert_allclose(c["x_contributions"], baked.contributions["x"], atol=1e-6)
+    facts = json.loads(call("explain", "explainer.onnx", "data.npz", "--out", "b.npz", "--json").stdout)
+    assert facts["complete"]
+    assert facts["samples"] == 5
+
+
+def test_explain_warns_and_strict_fails(folder: Path) -> None:
+    onnx.save(model("g (float[N, 6] x) => (float[N, 6] y) { y = Log(x) }"), "log.onnx")
+    arguments = ("explain", "log.onnx", "x.npy", "--out", "out.npz", "--target", "0", "--reference", "ones.npy")
+    np.save("ones.npy", np.ones((1, 6)))
+    result = call(*arguments)
+    assert result.stderr.startswith("warning: the contributions of ")
+    assert result.stderr.count("\n") == 1
+    assert call(*arguments, "--strict", "-q", status=1).stdout == ""
+    assert not json.loads(call(*arguments, "--json").stdout)["complete"]
+
+
+def test_inspect_shows_the_plan(folder: Path) -> None:
+    text = call("inspect", "model.onnx").stdout
+    for words in ("MatMul", "rescale", "importance in", "can be rewritten", "the input of Softmax"):
+        assert words in text
+    assert "importance in" not in call("inspect", "model.onnx", "-q").stdout
+    assert "equation" in call("inspect", "model.onnx", "-v").stdout
+    facts = json.loads(call("inspect", "model.onnx", "--json").stdout)
+    assert [node["op"] for node in facts["nodes"]] == ["MatMul", "Relu", "MatMul"]
+    assert facts["nodes"][1]["importance"] == ["h"]
+    assert facts["can_be_rewritten"]
+
+
+def test_inspect_reports_what_cannot_be_rewritten(folder: Path) -> None:
+    onnx.save(model(WITHOUT_RULE), "bad.onnx")
+    text = call("inspect", "bad.onnx").stdout
+    assert "Importance cannot pass" in text
+    assert "cannot be rewritten: importance cannot pass Hardmax 1" in text
+    facts = json.loads(call("inspect", "bad.onnx", "--json").stdout)
+    assert facts["totals"]["problems"] == 1
+    assert not facts["can_be_rewritten"]
+    onnx.save(
+        model("g (float[N, 6] x) => (float[N, 6] y) { i = ArgMax(x) c = Cast<to=1>(i) y = Add(x, c) }"), "stop.onnx"
+    )
+    assert "returns an index" in call("inspect", "stop.onnx").stdout
+
+
+@pytest.mark.parametrize("data", [[], ["x.npy"], ["data.npz"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["model.onnx"],
+        ["model.onnx", "--reference", "grouped", "--target", "input", "--samples", "3"],
+        ["model.onnx", "--reference", "shared", "--target", "weights"],
+        ["explainer.onnx", "--model", "model.onnx"],
+        ["explainer.onnx"],
+    ],
+)
+def test_verify_passes(folder: Path, arguments: list[str], data: list[str]) -> None:
+    if data == ["data.npz"] and "--reference" in arguments:
+        np.savez("data.npz", x=X)
+    facts = json.loads(call("verify", *arguments, *data, "--json").stdout)
+    checks = {check["name"]: check["passed"] for check in facts["checks"]}
+    assert checks["completeness"] is True
+    assert checks["batches"] is True
+    assert checks["outputs"] is (None if arguments == ["explainer.onnx"] else True)
+    assert facts["samples"][0]["difference"] != 0
+    assert "PASSED" in call("verify", *arguments, *data).stdout
+
+
+def test_verify_fails_and_names_the_node(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx.save(model("g (float[N, 6] x) => (float[N, 6] y) { h = Relu(x) y = Log(h) }"), "log.onnx")
+    facts = json.loads(call("verify", "log.onnx", "x.npy", "--json", status=1).stdout)
+    assert {check["name"]: check["passed"] for check in facts["checks"]}["completeness"] is False
+    assert next(iter(facts["residuals"])).startswith("Log")
+    assert "the nodes that lose most" in call("verify", "log.onnx", "x.npy", status=1).stdout
+    assert "not conserve" not in call("verify", "log.onnx", "x.npy", "-q", status=1).stdout
+
+
+def test_verify_compares_the_outputs(folder: Path) -> None:
+    onnx.save(model(MLP, W1=W1, W2=W2 * 1.01), "other.onnx")
+    arguments = ("verify", "explainer.onnx", "--model", "other.onnx")
+    assert "FAILED" in call(*arguments, status=1).stdout
+    checks = json.loads(call(*arguments, "--json", status=1).stdout)["checks"]
+    assert checks[0]["detail"].endswith("in 'y', allowed 1e-05")
+
+
+def test_verify_does_not_pass_where_nothing_changes(folder: Path) -> None:
+    onnx.save(model("g (float[B, C] x) => (float[B, C] y) { z = Mul(x, zero) y = Softmax<axis=-1>(z) }",
+                    zero=np.zeros(1, np.float32)), "flat.onnx")  # fmt: skip
+    result = call("verify", "flat.onnx", "--dim", "C=4", "--dim", "B=2")
+    assert "SKIPPED" in result.stdout
+    assert "B = 2, C = 4" in result.stdout
+
+
+# ------------------------------------------------------------------------------------------ what it refuses
+
+
+def broken_weights(folder: Path) -> None:
+    onnx.save(model(MLP, W1=W1, W2=W2), "external.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    Path("w.bin").unlink()
+
+
+def pickled(folder: Path) -> None:
+    np.save("x.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+
+
+def integers(folder: Path) -> None:
+    text = "g (int64[N, 6] x) => (float[N, 6] y) { h = Cast<to=1>(x) y = Relu(h) }"
+    onnx.save(model(text), "model.onnx")
+
+
+EXPLAIN = "explain explainer.onnx data.npz --out out.npz"
+PLAIN = "explain model.onnx x.npy --reference zeros --out out.npz --target 1"
+REWRITE = "rewrite model.onnx new.onnx --target"
+
+
+def half(name: str) -> Callable[[Path], object]:
+    return lambda folder: Path(name).write_bytes(Path(name).read_bytes()[: Path(name).stat().st_size // 2])
+
+
+REFUSED: dict[str, tuple[str, str, Callable[[Path], object] | None]] = {
+    "truncated model": (f"{REWRITE} 1", "truncated", half("model.onnx")),
+    "not a model": (f"{REWRITE} 1", "not", lambda f: Path("model.onnx").write_text("hello, this is text")),
+    "empty model": (PLAIN, "empty", lambda f: Path("model.onnx").write_bytes(b"")),
+    "no model": ("inspect nowhere.onnx", "Cannot read the model nowhere.onnx", None),
+    "folder as model": ("verify .", "Cannot read the model .", None),
+    "external data missing": (f"{REWRITE} 1".replace("model", "external"), "is missing", broken_weights),
+    "no rule": (f"{REWRITE} 1", "(Hardmax)", lambda f: onnx.save(model(WITHOUT_RULE), "model.onnx")),
+    "integer input": (f"{REWRITE} 1", "depends on no float graph input", integers),
+    "an explainer again": ("rewrite explainer.onnx new.onnx", "is an explainer already", None),
+    "over itself": ("rewrite model.onnx model.onnx --target 1", "is the model itself", None),
+    "target above": (f"{REWRITE} 3", "out of range", None),
+    "target below": (f"{REWRITE} -1", "out of range", None),
+    "target needed": ("rewrite model.onnx new.onnx", "choose a target", None),
+    "target garbled": (f"{REWRITE} first", "no index such as 3", None),
+    "wrong tensor": (f"{REWRITE} 1 --inputs z", "no tensor 'z'", None),
+    "wrong output": (f"{REWRITE} 1 --output z", "no tensor 'z'", None),
+    "wrong reference": (f"{REWRITE} 1 --reference ones", "neither a file nor one of", None),
+    "reference shape": (f"{REWRITE} 1 --reference r.npy", "shape [1, 5]", lambda f: np.save("r.npy", np.ones((1, 5)))),
+    "folder as explainer": ("rewrite model.onnx . --target 1", "it is a folder", None),
+    "missing folder": ("rewrite model.onnx no/new.onnx --target 1", "there is no folder no", None),
+    "file as folder": ("rewrite model.onnx x.npy/new.onnx --target 1", "there is no folder x.npy", None),
+    "options of an explainer": (f"{EXPLAIN} --target 1", "is an explainer already, so target", None),
+    "missing folder for data": (EXPLAIN.replace("out.npz", "no/out.npz"), "there is no folder no", None),
+    "folder as out": (EXPLAIN.replace("out.npz", "."), "it is a folder", None),
+    "over the data": (EXPLAIN.replace("out.npz", "data.npz"), "would overwrite", None),
+    "no out": ("explain explainer.onnx data.npz", "Missing option '--out'", None),
+    "no data": (EXPLAIN.replace("data", "nothing"), "Cannot read the data nothing.npz", None),
+    "damaged zip": (EXPLAIN, "cannot be used", half("data.npz")),
+    "damaged array": (PLAIN, "cannot be used", half("x.npy")),
+    "pickled array": (PLAIN, "pickled Python objects", pickled),
+    "text as data": (PLAIN, "neither .npy nor .npz", lambda f: Path("x.npy").write_text("1,2,3")),
+    "text in data": (PLAIN, "text or Python objects", lambda f: np.save("x.npy", np.array([["a"] * 6]))),
+    "wrong name": (EXPLAIN, "no input 'z'", lambda f: np.savez("data.npz", x=X, z=X)),
+    "missing reference": (EXPLAIN, "'x_reference' is missing", lambda f: np.savez("data.npz", x=X)),
+    "wrong shape": (PLAIN, "shape [5, 5], expected [5, 6]", lambda f: np.save("x.npy", X[:, :5])),
+    "wrong rank": (PLAIN, "add the missing axis", lambda f: np.save("x.npy", X[0])),
+    "NaN": (PLAIN, "NaN in sample 2", lambda f: np.save("x.npy", np.where(np.arange(5)[:, None] == 2, np.nan, X))),
+    "no samples": (PLAIN, "no samples", lambda f: np.save("x.npy", X[:0])),
+    "target at run time": (
+        PLAIN.replace("--target 1", "--target input").replace("x.npy", "data.npz"),
+        "target 7 of sample 4 is out of range",
+        lambda f: np.savez("data.npz", x=X, target=[0, 1, 2, 0, 7]),
+    ),
+    "unknown provider": (f"{PLAIN} --providers fast", "no provider 'fast'", None),
+    "unknown option": (f"{PLAIN} --fast", "No such option", None),
+    "unknown command": ("explode model.onnx", "No such command 'explode'", None),
+    "no command": ("", "Missing command", None),
+    "batch size": (f"{PLAIN} --batch-size 0", "--batch-size", None),
+    "unknown dimension": ("verify model.onnx --dim M=2", "no dimension 'M'", None),
+    "garbled dimension": ("verify model.onnx --dim N", "not like batch=4", None),
+    "original of a model": ("verify model.onnx --model model.onnx", "only beside an explainer", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_mistake_gets_one_paragraph(folder: Path, case: str) -> None:
+    arguments, message, prepare = REFUSED[case]
+    if prepare:
+        prepare(folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    result = call(*arguments.split(), status=2)
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_an_interrupt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(onnxlift.Explainer, "_run", interrupted)
+    assert "interrupted" in call(*EXPLAIN.split(), status=130).stderr
+    assert not Path("out.npz").exists()
+
+
+def test_a_bug_is_not_hidden(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "inspect", lambda *arguments, **options: 1 / 0)
+    result = CliRunner().invoke(cli.main, ["inspect", "model.onnx"])
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(EXPLAIN, 0), (EXPLAIN.replace("data", "nothing"), 2)])
+def test_as_a_process(folder: Path, arguments: str, status: int) -> None:
+    command = [sys.executable, "-c", "from onnxlift.cli import main; main()", *arguments.split()]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status, done.stderr
+    if status:
+        assert done.stderr.startswith("error: ")
+        assert done.stdout == ""
+    else:
+        assert done.stderr == ""
+        assert Path("out.npz").exists()
+
+
+def test_verify_from_python_takes_models_and_arrays() -> None:
+    found = verify.verify(model(MLP, W1=W1, W2=W2), X, reference="zeros", samples=2)
+    assert found.passed
+    assert found.explanation.gap.shape == (2,)
+    assert found.data == "2 of the given samples"
