@@ -34,6 +34,8 @@ from onnxlift.protobuf import (
 
 BASE_OPSET = 21
 """The last opset for which ONNX Runtime's CUDA provider has all kernels."""
+BASE_IR = 10
+"""The IR version that came with BASE_OPSET."""
 
 _NO_ADAPTER = frozenset(("GlobalMaxPool",))  # onnx 1.23 lacks the way down from 22, where only types changed
 _HIDDEN = "onnxlift.hidden"  # a domain of which the converter knows nothing

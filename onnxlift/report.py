@@ -75,15 +75,18 @@ def print_rewriting(source: str, destination: str, facts: Mapping[str, Any], ver
         "by": against,
         "takes": _listed(facts["added_inputs"]) or "nothing new",
         "gives": _listed(facts["added_outputs"]),
-        "rules": _counted(facts["rules"].values()),
+        "rules": ", ".join(
+            f"{op} {_counted(rule.values()) if isinstance(rule, dict) else rule}" for op, rule in facts["rules"].items()
+        ),
         "nodes": f"{facts['nodes']['model']} -> {facts['nodes']['explainer']}",
         "size": f"{_bytes(os.path.getsize(source))} -> {_bytes(os.path.getsize(destination))}",
     }
     print_fields(f"{source} -> {destination}", fields)
     if verbose:
-        table = _table("node", "rule")
-        for node, rule in facts["rules"].items():
-            table.add_row(Text(node), Text(rule))
+        table = _table("op", "node", "rule")
+        for op, rule in facts["rules"].items():
+            for node, name in rule.items() if isinstance(rule, dict) else [("all", rule)]:
+                table.add_row(Text(op), Text(node), Text(name))
         console().print(table)
 
 

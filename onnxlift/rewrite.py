@@ -276,9 +276,11 @@ class _Rewriter:
         return {
             "version": version("onnxlift"),
             "output": self.output,
+            "output_shape": list(self.graph.shape(self.graph.tensors[self.output]) or ()),
             "stepped_over": self.stepped_over,
             "target": target if isinstance(target, str | None) else [int(i) for i in np.atleast_1d(target)],
             "reference": options.reference if isinstance(options.reference, str) else "baked",
+            "reference_rows": self._baked_rows(),
             "rule": options.rule,
             "inputs": self.sources,
             "references": self.given,
@@ -288,6 +290,12 @@ class _Rewriter:
             "batched": self.batch is not None,
             "rules": self._chosen_rules(),
         }
+
+    def _baked_rows(self) -> int | None:
+        """How many references are stored in the explainer for every sample."""
+        if isinstance(self.options.reference, str) or self.batch is None:
+            return None
+        return max(len(np.atleast_1d(array)) for array in self.options.reference.values())
 
     def _chosen_rules(self) -> dict[str, str | dict[str, str]]:
         """Operator -> rule; node -> rule for each node of an operator whose nodes do not all have the same."""

@@ -32,6 +32,7 @@ from onnxlift.tensor import (
     Tensor,
     arange,
     cast,
+    clip,
     gather_elements,
     logical_and,
     logical_or,
@@ -91,11 +92,17 @@ def winner(
 
 def route(site: Site, variant: str, rows: Value, y: Value, m: Tensor, places: Value, axis: int) -> Tensor:
     """The multipliers of `rows`: what every window's winner gets, added at its place along `axis`."""
-    i, j = places.x, places.full_r
+    i, j, y = places.x, places.full_r, y.map(finite)
     r_i, x_j = gather_elements(rows.full_r, i, axis), gather_elements(rows.x, j, axis)
     p, m_p = winner(site, variant, y, m, i, j, r_i, x_j)
     nothing = widen(rows.zeros())
     return cast(scatter_add(nothing, p, cast(m_p, nothing.dtype), axis), m.dtype)
+
+
+def finite(y: Tensor) -> Tensor:
+    """Of a window of infinities (a mask) the kernels return an infinity or the last number; here it is the latter."""
+    most = float(np.finfo(y.dtype).max)
+    return clip(y, -most, most)
 
 
 @maxima("ReduceMax", "ReduceMin", "GlobalMaxPool")

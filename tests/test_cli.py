@@ -74,6 +74,9 @@ def test_rewrite_and_explain(folder: Path) -> None:
     facts = json.loads(call("rewrite", "model.onnx", "new.onnx", "--json", "--target", "2").stdout)
     assert facts["added_inputs"] == {"x_reference": "float32 [N, 6]"}
     assert facts["target"] == [2]
+    said = call("rewrite", "model.onnx", "new.onnx", "-v", "--target", "2").stdout
+    assert "MatMul midpoint, Relu rescale" in said
+    assert "all" in said
 
 
 def test_explain_takes_a_plain_model_and_all_kinds_of_references(folder: Path) -> None:
