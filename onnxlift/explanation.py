@@ -49,6 +49,12 @@ class Explanation:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(gap == 0, 0, gap / difference)
 
+    def total(self, sample: int) -> float:
+        """The sum of |contribution| of one sample."""
+        arrays = self.contributions.values()
+        rows = (array[sample] if self.gap.ndim and array.shape[:1] == self.gap.shape else array for array in arrays)
+        return sum(float(np.abs(row).sum(dtype=np.float64)) for row in rows)
+
     def arrays(self) -> dict[str, Array]:
         """Everything under the names of the explainer's outputs."""
         named = dict(self.outputs)

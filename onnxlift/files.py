@@ -160,7 +160,9 @@ def _locate(tensor: TensorProto, folder: Path) -> tuple[Path, int, int]:
     if not file.is_file():
         raise ModelError(f"{where} is missing: there is no file {file}. Put it beside the model.")
     if tensor.data_type == TensorProto.STRING or min(offset, length) < 0 or stated != length:
-        raise ModelError(f"{where} has a malformed reference (offset {offset}, length {stated}). Export the model again.")
+        raise ModelError(
+            f"{where} has a malformed reference (offset {offset}, length {stated}). Export the model again."
+        )
     if offset + length > file.stat().st_size:
         raise ModelError(
             f"{where} is too short: bytes {offset} to {offset + length} are needed, the file has "

@@ -17,6 +17,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from onnxlift.protobuf import SMALL
+
 logging.getLogger("onnx_graphsurgeon").setLevel(logging.ERROR)
 
 Dim = int | str | None
@@ -25,9 +27,6 @@ Handle = gs.Tensor
 """A tensor of the graph, opaque to every other module: it has a name, that can still change."""
 Node = gs.Node
 """A node: op, domain, name, attrs, inputs and outputs (handles; an omitted one has an empty name)."""
-
-SMALL = 4096
-"""Constants up to this many elements may be looked at while rewriting (axes, shapes, exponents); weights never are."""
 
 
 class Graph:

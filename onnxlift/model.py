@@ -7,7 +7,7 @@ models over 2 GB work by reference.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, shape_inference
@@ -22,10 +22,10 @@ from onnxlift.protobuf import (
     forget_types,
     is_external,
     is_small,
+    nested,
     nodes,
     opset,
     replace_nodes,
-    subgraphs,
 )
 from onnxlift.shapes import Walk
 from onnxlift.symbols import name_dims
@@ -66,8 +66,8 @@ def normal_form(model: ModelProto, *, folder: Path | None = None) -> ModelProto:
         work = to_base_opset(work)
         hoist_constants(work.graph)
         sort(work.graph)
-    declared = (*model.graph.value_info, *model.graph.output)
-    walk = Walk(work, {value.name: value.type for value in declared})
+    values = (*model.graph.value_info, *model.graph.output)
+    walk = Walk(work, {value.name: value.type for value in values if value.HasField("type")})
     walk.run()
     _write_computation(work, walk)
     _write_types(work, walk)
@@ -81,7 +81,7 @@ def _skeleton(model: ModelProto) -> tuple[ModelProto, dict[str, TensorProto]]:
     """A copy of the computation in which weights are stand-in graph inputs, and those weights by name."""
     graph = model.graph
     work = ModelProto(ir_version=BASE_IR, opset_import=model.opset_import, functions=model.functions)
-    work.graph.name = graph.name or "graph"
+    work.graph.name = "graph"  # for now; onnx's passes want one
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for sparse in graph.sparse_initializer:
         constants[sparse.values.name] = dense(sparse, sparse.values.name)
@@ -102,12 +102,12 @@ def _skeleton(model: ModelProto) -> tuple[ModelProto, dict[str, TensorProto]]:
             weights[name] = tensor
             work.graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
     forget_types(work)
-    _use_one_name_of_the_standard_domain(work)
+    _unify_standard_domain(work)
     return work, weights
 
 
-def _use_one_name_of_the_standard_domain(work: ModelProto) -> None:
-    """"ai.onnx" may be written for ""; and it must be imported, because the normal form may add its operators."""
+def _unify_standard_domain(work: ModelProto) -> None:
+    """The domain "" may be written "ai.onnx". It is always imported, because the normal form may add its operators."""
     entries = (*work.opset_import, *(entry for function in work.functions for entry in function.opset_import))
     for item in (*entries, *nodes(work)):
         if item.domain == "ai.onnx":
@@ -125,7 +125,8 @@ def _write_computation(work: ModelProto, walk: Walk) -> None:
         source = walk.name(f"{name}_value")
         constants[source] = constants.pop(name)
         identities.append(helper.make_node("Identity", [source], [name]))
-    needed, live = set(walk.outputs), list[NodeProto]()
+    needed = set(walk.outputs)
+    live: list[NodeProto] = []
     for node in reversed(identities + walk.nodes):
         if needed.intersection(node.output):
             needed.update(node.input, captured(node))
@@ -144,7 +145,7 @@ def _write_types(work: ModelProto, walk: Walk) -> None:
             value.type.CopyFrom(walk.types[value.name])
     made = [name for node in graph.node for name in node.output if name in walk.types and name not in walk.outputs]
     graph.value_info.extend(ValueInfoProto(name=name, type=walk.types[name]) for name in made)
-    if any(True for node in graph.node for _ in subgraphs(node)):
+    if any(nested(graph.node)):
         with contextlib.suppress(shape_inference.InferenceError, RuntimeError):
             typed = shape_inference.infer_shapes(work, data_prop=True)
             replace_nodes(graph, typed.graph.node)
@@ -164,7 +165,22 @@ def _write_names_and_imports(work: ModelProto) -> None:
     work.opset_import.extend(helper.make_opsetid(*item) for item in versions.items() if item[0] in used)
 
 
-def _write_weights(work: ModelProto, weights: dict[str, TensorProto]) -> None:
-    """The weights that are used, in place of their stand-ins."""
-    inputs = [value for value in work.graph.input if value.name not in weights]
-    ...
+def _write_weights(work: ModelProto, weights: Mapping[str, TensorProto]) -> None:
+    """The weights that are used, in place of their stand-ins, which are the last inputs."""
+    graph = work.graph
+    used = {name for node in graph.node for name in (*node.input, *captured(node))}
+    used.update(value.name for value in graph.output)
+    del graph.input[len(graph.input) - len(weights) :]
+    for name, tensor in weights.items():
+        if name in used:
+            add_initializer(graph, name, tensor)
+
+
+def _write_documentation(work: ModelProto, model: ModelProto) -> None:
+    """What the model says of itself, which onnx's passes drop."""
+    for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
+        if model.HasField(field):
+            setattr(work, field, getattr(model, field))
+    work.metadata_props.extend(model.metadata_props)
+    work.graph.name, work.graph.doc_string = model.graph.name or "graph", model.graph.doc_string
+    work.graph.metadata_props.extend(model.graph.metadata_props)

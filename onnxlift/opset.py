@@ -30,6 +30,7 @@ from onnxlift.protobuf import (
     opset,
     replace_nodes,
     subgraphs,
+    where,
 )
 
 BASE_OPSET = 21
@@ -89,7 +90,7 @@ def sort(graph: GraphProto) -> None:
         for name in _reads(node):
             if name not in producer and name not in given:
                 raise ModelError(
-                    f"{_where(node)} reads tensor '{name}', which nothing computes. Export the model again."
+                    f"{where(node)} reads tensor '{name}', which nothing computes. Export the model again."
                 )
 
 
@@ -119,6 +120,11 @@ def to_base_opset(work: ModelProto) -> ModelProto:
     if version > BASE_OPSET:
         work = _expand_newer(work, version)
     result = _convert(work, version)
+    lost = sorted({node.op_type for node in nodes(result) if not _in_base(node)})
+    if lost:
+        raise ModelError(
+            f"Operators {lost} of ai.onnx opset {version} do not exist at opset {BASE_OPSET}. Replace them."
+        )
     if version < 11:
         _mend_resize(work, result, version)
     origin = {node.output[0]: node for node in nodes(work) if node.output}
@@ -128,9 +134,6 @@ def to_base_opset(work: ModelProto) -> ModelProto:
             node.name, node.doc_string = source.name, source.doc_string
             del node.metadata_props[:]
             node.metadata_props.extend(source.metadata_props)
-    lost = sorted({node.op_type for node in nodes(result) if not _in_base(node)})
-    if lost:
-        raise ModelError(f"Operators {lost} of ai.onnx opset {version} do not exist at opset {BASE_OPSET}. Replace them.")
     return result
 
 
@@ -142,7 +145,7 @@ def _sort(graph: GraphProto) -> dict[str, int]:
             _sort(nested)
         for name in filter(None, node.output):
             if name in producer:
-                raise ModelError(f"Tensor '{name}' is the output of two nodes, {_where(node)} is one. Export it again.")
+                raise ModelError(f"Tensor '{name}' is the output of two nodes, {where(node)} is one. Export it again.")
             producer[name] = i
     needs = [[name for name in _reads(node) if name in producer] for node in graph.node]
     order: list[int] = []
@@ -160,8 +163,7 @@ def _sort(graph: GraphProto) -> dict[str, int]:
             state[i] = 1
             for name in reversed(needs[i]):
                 if state[producer[name]] == 1:
-                    where = _where(graph.node[i])
-                    raise ModelError(f"The graph has a cycle through tensor '{name}', read by {where}.")
+                    raise ModelError(f"The graph has a cycle through tensor '{name}', read by {where(graph.node[i])}.")
                 if state[producer[name]] == 0:
                     stack.append(producer[name])
     if order != sorted(order):
@@ -196,7 +198,7 @@ def _write_defaults(node: NodeProto, version: int) -> None:
     bodies = ("has_function", "has_context_dependent_function")  # onnx's stubs lack both
     if schema is None or not any(getattr(schema, name) for name in bodies):
         raise ModelError(
-            f"{_where(node)} of ai.onnx opset {version} does not exist at opset {BASE_OPSET} and has "
+            f"{where(node)} of ai.onnx opset {version} does not exist at opset {BASE_OPSET} and has "
             f"no function body to replace it. Export the model at opset {BASE_OPSET} or without it."
         )
     given = {attribute.name for attribute in node.attribute}
@@ -233,9 +235,7 @@ def _typed(work: ModelProto) -> ModelProto:
     type for omitted inputs."""
     result = shape_inference.infer_shapes(work, data_prop=True)
     for tensor in result.graph.initializer:
-        result.graph.value_info.append(
-            helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-        )
+        result.graph.value_info.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
     result.graph.value_info.append(helper.make_tensor_value_info("", TensorProto.UNDEFINED, None))
     return result
 
@@ -256,7 +256,7 @@ def _mend_resize(before: ModelProto, after: ModelProto, version: int) -> None:
         scales = numpy_helper.to_array(constants[b.input[2]]) if b.input[2] in constants else np.ones(1)
         shrinks, grows = (scales < 1).any(), (scales > 1).any()
         if shrinks and grows:
-            raise ModelError(f"{_where(a)} of opset {version} scales both up and down. Export it at 11 or later.")
+            raise ModelError(f"{where(a)} of opset {version} scales both up and down. Export it at 11 or later.")
         b.attribute.append(helper.make_attribute("coordinate_transformation_mode", "asymmetric"))
         b.attribute.append(helper.make_attribute("nearest_mode", "ceil" if shrinks else "floor"))
         renamed[b.output[0]], b.output[0] = a.output[0], a.output[0]
@@ -274,9 +274,3 @@ def _in_base(node: NodeProto) -> bool:
         return bool(node.domain) or not onnx.defs.get_schema(node.op_type, BASE_OPSET, "").deprecated
     except onnx.defs.SchemaError:
         return False
-
-
-def _where(node: NodeProto) -> str:
-    """The node, for messages."""
-    made = f"A node {node.op_type} that makes {list(node.output)}"
-    return f"Node '{node.name}' ({node.op_type})" if node.name else made

@@ -97,9 +97,15 @@ def is_external(tensor: TensorProto) -> bool:
 
 def is_small(tensor: TensorProto) -> bool:
     """Whether it has at most SMALL elements."""
-    return math.prod(tensor.dims) <= SMALL
+    return bool(math.prod(tensor.dims) <= SMALL)
 
 
 def integer_attribute(node: NodeProto, name: str, default: int) -> int:
     """The value of an integer attribute that may be left out."""
     return next((attribute.i for attribute in node.attribute if attribute.name == name), default)
+
+
+def where(node: NodeProto) -> str:
+    """The node, for messages."""
+    made = f"A node {node.op_type} that makes {list(node.output)}"
+    return f"Node '{node.name}' ({node.op_type})" if node.name else made

@@ -16,20 +16,21 @@ from onnx import TensorProto
 
 from onnxlift.arrays import Array
 from onnxlift.errors import DataError, ModelError, OptionError
+from onnxlift.explainer import GAP, TARGET_OUTPUT, TARGET_REFERENCE
 from onnxlift.explanation import Explanation
 from onnxlift.feed import Data, Feed, Intake
 from onnxlift.metadata import description, explains
 from onnxlift.model import load
 from onnxlift.plan import Plan
 from onnxlift.reference import PAIRS, ReferenceSpec
-from onnxlift.explainer import GAP, TARGET_OUTPUT, TARGET_REFERENCE
 from onnxlift.rewrite import Model, rewrite
 from onnxlift.session import CUDA, Provider, essential, open_session, runtime
 from onnxlift.target import TargetSpec
 
 _CHUNK_ELEMENTS = 1 << 18  # of the first input
 _CHUNK_ROWS = (32, 1024)  # at least, at most
-_ROUNDING = 64  # in units of the model's precision
+_CANCELS = 1e4  # contributions this many times larger than what they add up to have lost their precision
+_ROUNDING = 16  # in units of the model's precision
 
 
 class CompletenessWarning(UserWarning):
@@ -132,14 +133,22 @@ class Explainer:
             warnings.warn(message, CompletenessWarning, stacklevel=2)
         return explanation
 
+    def rounding(self, explanation: Explanation) -> Array:
+        """What rounding may cost t(x) - t(r), `[N]`: a difference or a gap below it says nothing.
+
+        The size of the contributions does not count: where huge ones cancel, they do not add up and are no use.
+        """
+        size = np.abs(explanation.target) + np.abs(explanation.target_reference)
+        return np.asarray(_ROUNDING * self.eps * size)
+
     def allowed_gap(self, explanation: Explanation) -> Array:
         """The |gap| up to which a sample counts as complete, `[N]`: the tolerance, and what rounding may cost."""
-        size = np.abs(explanation.target) + np.abs(explanation.target_reference)
-        samples = size.size
-        for contributions in explanation.contributions.values():
-            rows = contributions.reshape(samples, -1) if contributions.shape[:1] == size.shape else contributions
-            size = size + np.abs(rows).sum(axis=1 if rows.ndim == 2 and size.ndim else None, dtype=np.float64)
-        return np.asarray(self.tolerance * np.abs(explanation.difference) + _ROUNDING * self.eps * size)
+        return np.asarray(self._least_tolerance * np.abs(explanation.difference) + self.rounding(explanation))
+
+    @property
+    def _least_tolerance(self) -> float:
+        """The tolerance, or what the model's precision makes of it."""
+        return max(self.tolerance, _ROUNDING * self.eps)
 
     def complaint(self, explanation: Explanation) -> str | None:
         """What is wrong with the completeness of an explanation, naming the worst samples; None if nothing is."""
@@ -149,12 +158,16 @@ class Explainer:
             return None
         worst = bad[np.argsort(-np.nan_to_num(gap[bad], nan=np.inf), kind="stable")][:5]
         listed = ", ".join(f"sample {i} (gap {gap[i]:.3g}, difference {difference[i]:.3g})" for i in worst)
-        advice = "run `onnxlift verify` on the model with the same options: it names the node that loses most"
-        if not np.isfinite(gap[bad]).all():
+        size = explanation.total(worst[0])
+        if not np.isfinite(gap[worst[0]]):
             advice = "where the gap is NaN, the model or a multiplier overflows on that sample or its reference"
+        elif size > _CANCELS * abs(difference[worst[0]]):
+            advice = f"the contributions cancel (their sizes add up to {size:.3g}): try another reference"
+        else:
+            advice = "run `onnxlift verify` on the model with the same options: it names the node that loses most"
         return (
             f"the contributions of {bad.size} of {gap.size} samples do not add up to t(x) - t(r) within "
-            f"{self.tolerance:g} of it; worst are {listed}; {advice}"
+            f"{self._least_tolerance:.2g} of it; worst are {listed}; {advice}"
         )
 
     def _run(self, feed: Feed) -> dict[str, Array]:

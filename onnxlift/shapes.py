@@ -23,6 +23,7 @@ from onnx import (
 from onnx.reference import ReferenceEvaluator
 
 from onnxlift.arrays import Array
+from onnxlift.errors import ModelError
 from onnxlift.opset import BASE_IR, BASE_OPSET
 from onnxlift.protobuf import (
     SMALL,
@@ -33,6 +34,7 @@ from onnxlift.protobuf import (
     is_small,
     nested,
     subgraphs,
+    where,
 )
 from onnxlift.symbols import DIMS, ENTRIES, Dim, declared_dim, objects, symbol, times
 
@@ -128,8 +130,7 @@ class Walk:
     def _onnx_types(self, node: NodeProto) -> dict[str, TypeProto]:
         """What onnx infers; nothing for operators that it does not know."""
         names = [name for name in (*node.input, *captured(node)) if name]
-        types: dict[str, TypeProto] = {}
-        with contextlib.suppress(onnx.defs.SchemaError, shape_inference.InferenceError, KeyError, RuntimeError):
+        try:
             types = shape_inference.infer_node_outputs(
                 onnx.defs.get_schema(node.op_type, self._versions.get(node.domain, 1), node.domain),
                 node,
@@ -139,6 +140,12 @@ class Walk:
                 self._opsets,
                 BASE_IR,
             )
+        except onnx.checker.ValidationError as error:
+            raise ModelError(
+                f"{where(node)} does not fit ai.onnx opset {BASE_OPSET}: {error}. Export the model with other types."
+            ) from error
+        except (onnx.defs.SchemaError, shape_inference.InferenceError, KeyError, RuntimeError):
+            return {}
         return {name: type_ for name, type_ in types.items() if type_.WhichOneof("value")}
 
     def _inferred_dims(self, type_: TypeProto) -> list[Dim | None] | None:
@@ -172,7 +179,7 @@ class Walk:
         if node.op_type == "Identity" and node.output[0] in self.outputs:
             return None  # it stands for a constant output
         if any(is_external(attribute.t) for attribute in node.attribute):
-            return None
+            return None  # onnx would read it from the current folder
         outputs = [name for name in node.output if name]
         elem_types = {name: self.types[name].tensor_type.elem_type for name in outputs if name in self.types}
         if any(elem_types.get(name) not in _FOLDABLE for name in outputs):
@@ -219,7 +226,9 @@ class Walk:
             if node.op_type == "Size":
                 return objects(times(dims))
             return objects(dims[integer_attribute(node, "start", 0) : integer_attribute(node, "end", len(dims))])
-        inputs = [entries for entries in map(self._entries, node.input) if entries is not None and entries.size <= SMALL]
+        inputs = [
+            entries for entries in map(self._entries, node.input) if entries is not None and entries.size <= SMALL
+        ]
         if node.op_type in ENTRIES and len(inputs) == len(node.input):
             with contextlib.suppress(ValueError, TypeError, IndexError):  # an entry needed as a number is unknown
                 return ENTRIES[node.op_type](node, *inputs)

@@ -225,5 +225,5 @@ ENTRIES: dict[str, Callable[..., Array]] = {
     "Unsqueeze": lambda node, x, axes: np.expand_dims(x, tuple(map(int, axes))),
     "Where": _where,
 }
-"""Operators on entries: (node, entries of every input) -> entries of the output. Any error of a rule means that an entry
-that it needs as a number is unknown."""
+"""Operators on entries: (node, entries of every input) -> entries of the output. Any error of a rule means that an
+entry that it needs as a number is unknown."""

@@ -136,18 +136,20 @@ class Limits:
 
     `smallest` normal number: guards a division whose numerator is then 0 or clipped. `tiny`: small enough to stand for
     0 in an even function, large enough that half of it is exact. `balance`: (24 eps)^(1/3), see rules/elementwise.py.
+    `largest` finite number.
     """
 
     smallest: float
     tiny: float
     balance: float
+    largest: float
 
 
 _LIMITS = {
-    "float64": Limits(2.0**-1022, 2.0**-500, (24 * 2.0**-53) ** (1 / 3)),
-    "float32": Limits(2.0**-126, 2.0**-100, (24 * 2.0**-24) ** (1 / 3)),
-    "float16": Limits(2.0**-14, 2.0**-12, (24 * 2.0**-11) ** (1 / 3)),
-    "bfloat16": Limits(2.0**-126, 2.0**-100, (24 * 2.0**-8) ** (1 / 3)),
+    "float64": Limits(2.0**-1022, 2.0**-500, (24 * 2.0**-53) ** (1 / 3), (2 - 2.0**-52) * 2.0**1023),
+    "float32": Limits(2.0**-126, 2.0**-100, (24 * 2.0**-24) ** (1 / 3), (2 - 2.0**-23) * 2.0**127),
+    "float16": Limits(2.0**-14, 2.0**-12, (24 * 2.0**-11) ** (1 / 3), 65504.0),
+    "bfloat16": Limits(2.0**-126, 2.0**-100, (24 * 2.0**-8) ** (1 / 3), (2 - 2.0**-7) * 2.0**127),
 }
 
 

@@ -101,7 +101,7 @@ def verify(
         checks.append(Check("outputs", None, "not compared: name the original model"))
     explanation = _explain(explainer, named)
     allowed = explainer.allowed_gap(explanation)
-    completeness = _completeness(explainer, explanation, allowed)
+    completeness = _completeness(explainer, explanation)
     checks += [completeness, _batches(explainer, named, explanation)]
     residuals = {}
     if plain and completeness.passed is False:
@@ -201,13 +201,13 @@ def _explain(explainer: Explainer, named: Mapping[str, Array]) -> Explanation:
         return explainer(named)
 
 
-def _completeness(explainer: Explainer, explanation: Explanation, allowed: Array) -> Check:
+def _completeness(explainer: Explainer, explanation: Explanation) -> Check:
     difference = np.abs(explanation.difference)
     complaint = explainer.complaint(explanation)
     figure = float(np.max(explanation.relative_gap))
     if complaint:
         return Check("completeness", False, complaint.split("; run")[0], figure)
-    if np.all(allowed - explainer.tolerance * difference >= difference):
+    if np.all(difference <= explainer.rounding(explanation)):
         return Check("completeness", None, "t(x) equals t(r) up to rounding: nothing to add up", figure)
     detail = f"largest |gap| {np.max(np.abs(explanation.gap)):.2g}, |t(x) - t(r)| from {difference.min():.3g} to "
     return Check("completeness", True, f"{detail}{difference.max():.3g}: {figure:.2g} relative", figure)

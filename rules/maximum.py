@@ -34,6 +34,7 @@ from onnxlift.tensor import (
     cast,
     clip,
     gather_elements,
+    limits,
     logical_and,
     logical_or,
     maximum,
@@ -101,8 +102,7 @@ def route(site: Site, variant: str, rows: Value, y: Value, m: Tensor, places: Va
 
 def finite(y: Tensor) -> Tensor:
     """Of a window of infinities (a mask) the kernels return an infinity or the last number; here it is the latter."""
-    most = float(np.finfo(y.dtype).max)
-    return clip(y, -most, most)
+    return clip(y, -limits(y).largest, limits(y).largest)
 
 
 @maxima("ReduceMax", "ReduceMin", "GlobalMaxPool")

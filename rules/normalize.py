@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from onnxlift.registry import rule
 from onnxlift.rules.elementwise import tanh_over
 from onnxlift.rules.linear import reduced_axes
@@ -81,7 +79,7 @@ def logits(x: Value) -> Value:
 
     def finite(t: Tensor) -> Tensor:
         t = widen(t)
-        return maximum(t, float(np.finfo(t.dtype).min))
+        return maximum(t, -limits(t).largest)
 
     return x.map(finite)
 
@@ -99,8 +97,7 @@ def log_sum_share(x: Value, logs: Value, y: Value, axes: Sequence[int], g: Tenso
     tops, top_logs = (value.map(lambda t: reduce_max(t, axes)) for value in (x, logs))
     d = tops.d - top_logs.d
     size = maximum(absolute(d), limits(d).tiny)
-    most = float(np.finfo(d.dtype).max)
-    g = clip(g * (size / tanh(size * 0.5)), -most, most)
+    g = clip(g * (size / tanh(size * 0.5)), -limits(d).largest, limits(d).largest)
     return (y.x * (g * sigmoid(d)) + y.r * (g * sigmoid(-d))) * tanh_over(x.d)
 
 

@@ -12,7 +12,10 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 
 from onnxlift.errors import DataError, ModelError
-from onnxlift.model import BASE_IR, BASE_OPSET, equivalence, load, normal_form, save
+from onnxlift.equivalence import equivalence
+from onnxlift.files import load, save
+from onnxlift.model import normal_form
+from onnxlift.opset import BASE_IR, BASE_OPSET
 
 RNG = np.random.default_rng(0)
 

@@ -267,6 +267,21 @@ def test_a_warning_names_the_samples_that_do_not_add_up() -> None:
     explain(X)
 
 
+def test_huge_contributions_that_cancel_do_not_excuse_a_gap() -> None:
+    """Seen in a ConvNeXt at reference zero, where a LayerNormalization has no variance."""
+    cancelling = onnxlift.Explanation(
+        contributions={"x": np.array([[9e6, -9e6], [0.1, 0.1]], np.float32)},
+        outputs={},
+        target=np.array([0.2, 0.2], np.float32),
+        target_reference=np.zeros(2, np.float32),
+        gap=np.array([5, 0], np.float32),
+    )
+    complaint = explainer().complaint(cancelling)
+    assert complaint is not None
+    assert "1 of 2 samples" in complaint
+    assert "sample 0 (gap 5, difference 0.2); the contributions cancel (their sizes add up to 1.8e+07)" in complaint
+
+
 def test_nan_contributions_are_not_complete() -> None:
     text = "g (float[N, 6] x) => (float[N, 6] y) { y = Log(x) }"
     explain = onnxlift.Explainer(model(text), target=0, reference={"x": np.ones((1, 6))})
