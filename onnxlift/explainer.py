@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from onnxlift.errors import OptionError
 from onnxlift.graph import Handle
-from onnxlift.reference import Crossed
+from onnxlift.reference import PAIRS, Crossed
 from onnxlift.site import Value
 from onnxlift.target import weighted_sum
 from onnxlift.tensor import Tensor, cast, concat, expand, reduce_mean, reduce_sum, reshape, shape_of
@@ -48,6 +48,8 @@ class Results:
             at_r = self.walk.runs.at_r
             results.update({f"{name}_reference": at_r[name] for name in originals if name in at_r})
         for name in expose:
+            if self.walk.runs.crossed is not None:  # the mean over references takes the name
+                self.graph.rename(self.multiplier(name).handle, self.graph.unused(f"{name}/multiplier/{PAIRS}"))
             results[f"{name}/contributions"] = self.contributions(name)
             results[f"{name}/multiplier"] = self.mean(self.multiplier(name), self.walk.value(name))
         results.update({f"{node}/residual": tensor for node, tensor in self.walk.residuals.items()})

@@ -145,8 +145,8 @@ class Intake:
             named[ports[0].name] = data
         extra: dict[str, ArrayLike] = {}
         if isinstance(reference, Mapping):
-            names = {name: name if name in self.given else name.removesuffix("_reference") for name in reference}
-            extra |= {f"{names[name]}_reference": array for name, array in reference.items()}
+            bare = {name: name if name in self.given else name.removesuffix("_reference") for name in reference}
+            extra |= {f"{bare[name]}_reference": array for name, array in reference.items()}
         elif reference is not None:
             if len(self.given) != 1:
                 wanted = ", ".join(map(repr, self.given))
@@ -189,8 +189,8 @@ class Intake:
             case "shared" if first is not None:
                 return len(first)
             case "grouped" if first is not None:
-                return first.shape[1]
-        return self._about.get("reference_rows") or 1
+                return int(first.shape[1])
+        return int(self._about.get("reference_rows") or 1)
 
     def _check_shape(self, port: Port, arrays: Mapping[str, Array], samples: int | None) -> None:
         """Rank, fixed extents, as many rows as there are samples, and a reference like what it belongs to."""

@@ -96,9 +96,7 @@ def ancestors(graph: Graph, tensors: Iterable[str]) -> set[str]:
     return reached
 
 
-def trace(
-    graph: Graph, sources: Sequence[str], target: str, choose: Callable[[Node], registry.Rule | None]
-) -> Flow:
+def trace(graph: Graph, sources: Sequence[str], target: str, choose: Callable[[Node], registry.Rule | None]) -> Flow:
     """Follow importance back from `target` to `sources`. `choose` gives the rule of a node, or None."""
     dependent = dependents(graph, sources)
     producers = {name: node for node in graph.nodes for name in names(node.outputs)}
@@ -148,9 +146,7 @@ def _pass(
     return tuple(found)
 
 
-def _roots(
-    graph: Graph, conditions: Sequence[str], dependent: set[str], producers: dict[str, Node]
-) -> set[str] | None:
+def _roots(graph: Graph, conditions: Sequence[str], dependent: set[str], producers: dict[str, Node]) -> set[str] | None:
     """The float tensors that `conditions` are elementwise functions of; None where one is not elementwise."""
     roots: set[str] = set()
     stack, seen = list(conditions), set(conditions)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -23,9 +23,9 @@ logging.getLogger("onnx_graphsurgeon").setLevel(logging.ERROR)
 
 Dim = int | str | None
 Shape = tuple[Dim, ...] | None
-Handle = gs.Tensor
+Handle: TypeAlias = gs.Tensor
 """A tensor of the graph, opaque to every other module: it has a name, that can still change."""
-Node = gs.Node
+Node: TypeAlias = gs.Node
 """A node: op, domain, name, attrs, inputs and outputs (handles; an omitted one has an empty name)."""
 
 
@@ -63,14 +63,16 @@ class Graph:
     @staticmethod
     def dtype(handle: Handle) -> np.dtype[Any] | None:
         """The element type, None where it is unknown or not a tensor's (sequence, optional, string)."""
-        if getattr(handle, "type", "tensor_type") != "tensor_type" or handle.dtype is None:
+        kind: Any = handle.dtype
+        if getattr(handle, "type", "tensor_type") != "tensor_type" or kind is None:
             return None
-        if isinstance(handle.dtype, int):  # an ONNX type without a NumPy counterpart
+        if isinstance(kind, int):  # an ONNX type without a NumPy counterpart
             try:
-                return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(handle.dtype))
+                kind = onnx.helper.tensor_dtype_to_np_dtype(kind)
             except KeyError:
                 return None
-        return np.dtype(handle.dtype)
+        dtype: np.dtype[Any] = np.dtype(kind)
+        return dtype
 
     @staticmethod
     def shape(handle: Handle) -> Shape:

@@ -141,9 +141,8 @@ def _is_led(graph: Graph, flow: Flow, batch: str) -> bool:
         for name in (*names(step.node.inputs), *names(step.node.outputs)):
             dims = shape(name)
             leads = dims is not None and dims[:1] == (batch,) and not _mentions(batch, dims[1:])
-            if name in flow.active or (name in rerun and _mentions(batch, dims)):
-                if not leads:
-                    return False
+            if (name in flow.active or (name in rerun and _mentions(batch, dims))) and not leads:
+                return False
     for node in graph.nodes:  # what the reference run shares with the input run must not hold samples
         if not rerun.isdisjoint(names(node.outputs)):
             shared = [name for name in names(node.inputs) if name not in rerun]
@@ -202,9 +201,7 @@ def run_twice(
         case "baked":
             at_r = {name: emitter.wrap(graph.constant(f"{name}_reference", arrays[name])) for name in given}
         case _:
-            raise OptionError(
-                f"unknown reference {kind!r}: 'paired', 'shared', 'grouped', 'zeros' or a dict of arrays"
-            )
+            raise OptionError(f"unknown reference {kind!r}: 'paired', 'shared', 'grouped', 'zeros' or a dict of arrays")
     if several:
         assert batch is not None
         return _several(emitter, flow, wanted, model_inputs, inputs, at_r, batch, grouped=kind == "grouped")
@@ -308,7 +305,10 @@ def _replay(
         if moved.isdisjoint(outputs) or wanted.isdisjoint(outputs) or all(name in run for name in outputs):
             continue
         if set(reads(node)) - set(names(node.inputs)):
-            raise RuleError(f"node {node.name!r} ({node.op}) has a subgraph that reads outer tensors: not supported yet")
+            raise RuleError(
+                f"node {node.name!r} ({node.op}) has a subgraph that reads tensors from outside of it, which cannot be "
+                "run at the reference yet"
+            )
         inputs = [_lookup(emitter, handle.name, run, base) for handle in node.inputs]
         shapes: list[Shape] = [
             lead.shape(graph.shape(handle)) if lead else graph.shape(handle) for handle in node.outputs
@@ -329,9 +329,7 @@ def _replay(
     return run
 
 
-def _lookup(
-    emitter: Emitter, name: str, run: Mapping[str, Tensor], base: Mapping[str, Tensor] | None
-) -> Tensor | None:
+def _lookup(emitter: Emitter, name: str, run: Mapping[str, Tensor], base: Mapping[str, Tensor] | None) -> Tensor | None:
     if not name:
         return None
     if name in run:
@@ -384,8 +382,7 @@ def _checked(spec: Mapping[str, Array], inputs: Mapping[str, Tensor], batch: Bat
             raise OptionError(f"the reference of {name!r} contains NaN or infinite values")
         free = 1 if batch else 0
         fits = array.ndim == len(wanted) and all(
-            not isinstance(dim, int) or dim == size
-            for dim, size in zip(wanted[free:], array.shape[free:], strict=True)
+            not isinstance(dim, int) or dim == size for dim, size in zip(wanted[free:], array.shape[free:], strict=True)
         )
         if not fits or not array.size:
             lead = "1 or K" if batch else ""
@@ -410,4 +407,3 @@ def _same_names(spec: Mapping[str, Array], inputs: Iterable[str]) -> None:
             f"references are given for {sorted(spec)}, but they are needed for {sorted(wanted)}: the graph inputs "
             "that the attributed tensors are computed from"
         )
-

@@ -20,7 +20,7 @@ RuleFunction = Callable[["Site"], "Sequence[Tensor | None]"]
 AI_ONNX_ML = "ai.onnx.ml"
 
 
-class Unsupported(Exception):  # noqa: N818 - a verdict about one node, turned into a RuleError that lists all of them
+class Unsupported(Exception):
     """A rule exists for the operator but not for this node; the message says why."""
 
 

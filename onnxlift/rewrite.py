@@ -1,4 +1,4 @@
-"""The rewriter: what is explained and what it is attributed to, the run at the reference, the walk back, the outputs."""
+"""The rewriter: what is explained and attributed to, the run at the reference, the walk back, the outputs."""
 
 from __future__ import annotations
 
@@ -304,7 +304,9 @@ class _Rewriter:
             rule = self.plan.rule(step.node)
             if rule is not None:
                 chosen.setdefault(step.node.op, {})[step.node.name] = rule.name
-        return {op: nodes if len(set(nodes.values())) > 1 else next(iter(nodes.values())) for op, nodes in chosen.items()}
+        return {
+            op: nodes if len(set(nodes.values())) > 1 else next(iter(nodes.values())) for op, nodes in chosen.items()
+        }
 
 
 def _listed(values: Sequence[str]) -> str:

@@ -45,7 +45,8 @@ class Pairing:
 class Value:
     """One tensor of the model: `x` at the input, `r` at the reference.
 
-    `name` is the model's. `active` says whether importance flows through it. In `r` the leading axis may be 1 where it is N in `x`.
+    `name` is the model's. `active` says whether importance flows through it. In `r` the leading axis may be 1 where it
+    is N in `x`.
     """
 
     def __init__(self, name: str, x: Tensor, r: Tensor, active: bool, pairing: Pairing) -> None:
@@ -188,6 +189,11 @@ class Site:
     def optional(self, index: int) -> Value | None:
         """An input, or None where it is omitted."""
         return self.inputs[index] if index < len(self.inputs) else None
+
+    def tensor(self, index: int) -> Tensor | None:
+        """The value at x of an input, None where it is omitted."""
+        value = self.optional(index)
+        return None if value is None else value.x
 
     def constant(self, index: int, what: str) -> Array | None:
         """The value of a constant input; None where the input is omitted. `what` names it for the error."""

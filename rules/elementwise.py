@@ -112,7 +112,7 @@ def relu(site: Site) -> Tensor:
 
 @slope("LeakyRelu")
 def leaky_relu(site: Site) -> Tensor:
-    alpha = site.attribute("alpha", 0.01)
+    alpha: float = site.attribute("alpha", 0.01)
     return alpha + (1 - alpha) * relu_slope(site.x.x, site.x.r)
 
 
@@ -197,7 +197,8 @@ def celu(site: Site) -> Tensor:
 @slope("Selu")
 def selu(site: Site) -> Tensor:
     alpha = site.attribute("alpha", 1.67326319217681884765625)
-    return _elu_slope(site, alpha, 1.0) * site.attribute("gamma", 1.05070102214813232421875)
+    gamma: float = site.attribute("gamma", 1.05070102214813232421875)
+    return _elu_slope(site, alpha, 1.0) * gamma
 
 
 @slope("Sqrt")
@@ -238,9 +239,7 @@ def erf_(site: Site) -> Tensor:
 def gelu(site: Site) -> Tensor:
     if site.attribute("approximate", "none") == "tanh":
         return smooth(site, _tanh_gelu_derivative)
-    return smooth(
-        site, lambda x: (erf(x * root(0.5)) + 1) * 0.5 + x * exp(x * x * -0.5) * (1 / root(2 * pi))
-    )
+    return smooth(site, lambda x: (erf(x * root(0.5)) + 1) * 0.5 + x * exp(x * x * -0.5) * (1 / root(2 * pi)))
 
 
 def _tanh_gelu_derivative(x: Tensor) -> Tensor:
@@ -287,12 +286,6 @@ def by_derivative(site: Site) -> Tensor:
 # --- powers ----------------------------------------------------------------------------------------------------------
 
 
-def _integer_power_slope(base: Value, p: int) -> Tensor | int:
-    """(x^p - r^p) / (x - r) = sum over i of x^i r^(p-1-i)."""
-    x, r = base.x, base.r
-    return {1: lambda: 1, 2: lambda: x + r, 3: lambda: x * (x + r) + r * r}[p]()
-
-
 @rule("rescale", "Pow", broadcasts=True)
 def power(site: Site) -> list[Tensor | None]:
     """m_x = dy/dx m_y, for x^p with constant p and for b^x with constant b > 0."""
@@ -303,8 +296,9 @@ def power(site: Site) -> list[Tensor | None]:
         scale = log(base.x)
         return [None, site.m * exp_slope(site.y.x, site.y.r, exponent.d * scale) * scale]
     p = exponent.constant
-    if p is not None and p.size == 1 and float(p.item()) in (1.0, 2.0, 3.0):
-        return [site.m * _integer_power_slope(base, int(p.item())), None]
+    if p is not None and p.size == 1 and p.item() == 2:
+        return [site.m * (base.x + base.r), None]
+    if p is not None and p.size == 1 and p.item() == 3:
+        return [site.m * (base.x * (base.x + base.r) + base.r * base.r), None]
     q = cast(exponent.x, base.dtype)
     return [site.m * smooth(site, lambda x: q * x ** (q - 1), scale_free=True), None]
-

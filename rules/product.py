@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from onnxlift.registry import rule
 from onnxlift.site import Site, Value, unbroadcast
-from onnxlift.tensor import Tensor, swap_last, unsqueeze
+from onnxlift.tensor import Tensor, swap_last, unsqueeze, where
 
 
 @rule("midpoint", "Mul", broadcasts=True)
@@ -21,12 +21,15 @@ def multiply(site: Site) -> list[Tensor]:
 def divide(site: Site) -> list[Tensor | None]:
     """m_a = (1/b + 1/b0)/2 m_y, m_b = -(a + a0) / (2 b b0) m_y."""
     a, b, m = site.input(0), site.input(1), site.m
-    m_a = m_b = None
-    if a.active:
-        m_a = m * ((1 / b.x + 1 / b.r) * 0.5) if b.active else m / b.x
-    if b.active:
-        m_b = -m * (a.mid / b.x / b.r)
-    return [m_a, m_b]
+    if not b.active:
+        return [m / b.x, None]
+    v, v0 = (_reciprocal(value) for value in (b.x, b.r))
+    return [m * ((v + v0) * 0.5) if a.active else None, -m * (a.mid * v * v0)]
+
+
+def _reciprocal(b: Tensor) -> Tensor:
+    """1 / b, and 0 at b = 0: a model that divides by 0 selects that quotient away later, where m_y is 0."""
+    return where(b.equals(0), 0.0, 1 / b)
 
 
 @rule("midpoint", "MatMul")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from onnxlift.registry import rule
@@ -76,9 +78,7 @@ def concatenated(site: Site) -> list[Tensor | None]:
     if len(parts) == 1:
         return [site.m]
     sizes = concat([part.dim(axis) for part in parts], axis=0)
-    return list(
-        site.emitter.ops("Split", site.m, sizes, axis=axis, shapes=[part.shape for part in parts])
-    )
+    return list(site.emitter.ops("Split", site.m, sizes, axis=axis, shapes=[part.shape for part in parts]))
 
 
 @rule("movement", "Split")
@@ -113,19 +113,18 @@ def selected(site: Site) -> list[Tensor | None]:
 def triangle(site: Site) -> list[Tensor | None]:
     """The same triangle of m_y."""
     site.only_active(0)
-    diagonal = site.optional(1)
-    return [site.emitter.op("Trilu", site.m, diagonal and diagonal.x, upper=site.attribute("upper", 1))]
+    return [site.emitter.op("Trilu", site.m, site.tensor(1), upper=site.attribute("upper", 1))]
 
 
 @rule("movement", "Pad")
-def padded(site: Site) -> list[Tensor | None]:
+def padded(site: Site) -> Sequence[Tensor | None]:
     """Cut the padding off m_y; add it back to where it was copied from in the modes that copy."""
     site.only_active(0)
     if site.attribute("mode", "constant") != "constant":
         return by_index(site)
     pads, axes = site.input(1), site.optional(3)
     if pads.constant is None or (pads.constant < 0).any() or (axes is not None and axes.constant is None):
-        return [site.emitter.op("Pad", site.m, -pads.x, None, axes and axes.x)]
+        return [site.emitter.op("Pad", site.m, -pads.x, None, site.tensor(3))]
     begins, ends = np.split(pads.constant, 2)
     along = range(site.x.rank) if axes is None or axes.constant is None else [int(a) for a in axes.constant]
     stops = [-int(end) if end else np.iinfo(np.int64).max for end in ends]
@@ -133,17 +132,17 @@ def padded(site: Site) -> list[Tensor | None]:
 
 
 @rule("movement", "Slice")
-def sliced(site: Site) -> list[Tensor | None]:
+def sliced(site: Site) -> Sequence[Tensor | None]:
     """m_y surrounded by zeros."""
     site.only_active(0)
-    x = site.x
-    starts, axes, steps = (site.optional(index) for index in (1, 3, 4))
-    known = all(value is None or value.constant is not None for value in (starts, axes, steps))
-    if starts is None or not known or (steps is not None and (steps.constant != 1).any()):
+    given = [site.optional(index) for index in (1, 3, 4)]
+    starts, axes, steps = (None if value is None else value.constant for value in given)
+    known = all(value is None or value.constant is not None for value in given)
+    if starts is None or not known or (steps is not None and (steps != 1).any()):
         return by_index(site)
-    begins = [int(start) for start in starts.constant]
-    along = range(len(begins)) if axes is None else [int(axis) % x.rank for axis in axes.constant]
-    return [_zero_pad(site.m, x, dict(zip(along, begins, strict=True)))]
+    begins = [int(start) for start in starts]
+    along = range(len(begins)) if axes is None else [int(axis) % site.x.rank for axis in axes]
+    return [_zero_pad(site.m, site.x, dict(zip(along, begins, strict=True)))]
 
 
 def _zero_pad(m: Tensor, x: Value, begins: dict[int, int]) -> Tensor:
@@ -160,7 +159,7 @@ def _zero_pad(m: Tensor, x: Value, begins: dict[int, int]) -> Tensor:
 
 
 @rule("movement", "Gather")
-def gathered(site: Site) -> list[Tensor | None]:
+def gathered(site: Site) -> Sequence[Tensor | None]:
     """Every multiplier goes back to the place that its value came from; places taken twice add up."""
     site.only_active(0)
     x, indices = site.x, site.input(1)
@@ -174,14 +173,14 @@ def gathered(site: Site) -> list[Tensor | None]:
 
 
 @rule("movement", "GatherElements", "GatherND", "Tile")
-def by_index(site: Site) -> list[Tensor | None]:
+def by_index(site: Site) -> Sequence[Tensor | None]:
     """The operator moves the numbers 0, 1, 2 ... instead of x; scatter m_y to where they came from, adding up."""
     site.only_active(0)
     emitter, x = site.emitter, site.x
     zero, one = (emitter.constant(number, INT64) for number in (0, 1))
     size = emitter.op("ReduceProd", x.run_shape, keepdims=0, shape=())
     numbers = reshape(emitter.op("Range", zero, size, one, shape=(None,)), x.run_shape)
-    rest = [value and value.x for value in site.inputs[1:]]
+    rest = [site.tensor(index) for index in range(1, len(site.inputs))]
     origin = emitter.op(site.op, numbers, *rest, dtype=INT64, shape=site.y.shape, **site.attributes)
     nothing = expand(emitter.constant(0, x.dtype), unsqueeze(size, [0]))
     flat = [reshape(tensor, [-1]) for tensor in (origin, site.m)]

@@ -103,7 +103,8 @@ def _check_references(node_model, options, x, r, others, weights, explain, rtol)
     n, names = len(weights), list(x)
     rows = {name: r[name][:2] for name in names}
     paired = [
-        explain(x, {name: np.repeat(rows[name][k : k + 1], n, axis=0) for name in names}) for k in range(len(rows[names[0]]))
+        explain(x, {name: np.repeat(rows[name][k : k + 1], n, axis=0) for name in names})
+        for k in range(len(rows[names[0]]))
     ]
     feed = {**x, **others, "target_weights": weights}
     one = {name: value[:1] for name, value in rows.items()}

@@ -50,7 +50,10 @@ PAIRS: dict[str, tuple[str, tuple[str, dict[str, np.ndarray]], tuple[str, dict[s
     ),
     "channels last": (
         IMAGE,
-        ("c = Conv (x, w) r = Relu (c) p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r) y = Flatten (p)", {"w": CONV}),
+        (
+            "c = Conv (x, w) r = Relu (c) p = MaxPool <kernel_shape = [2, 2], strides = [2, 2]> (r) y = Flatten (p)",
+            {"w": CONV},
+        ),
         (
             "a = Transpose <perm = [0, 2, 3, 1]> (x) b = Transpose <perm = [0, 3, 1, 2]> (a) c = Conv (b, w) "
             "d = Transpose <perm = [0, 2, 3, 1]> (c) r = Relu (d) e = Transpose <perm = [0, 3, 1, 2]> (r) "
@@ -84,7 +87,10 @@ PAIRS: dict[str, tuple[str, tuple[str, dict[str, np.ndarray]], tuple[str, dict[s
     ),
     "layer normalisation": (
         TOKENS,
-        ("y = LayerNormalization <axis = -1, epsilon = 1e-5> (x, g, b)", {"g": SCALE[[0, 1, 2, 3, 4, 5, 0, 1]], "b": HEAD[:, 0].copy()}),
+        (
+            "y = LayerNormalization <axis = -1, epsilon = 1e-5> (x, g, b)",
+            {"g": SCALE[[0, 1, 2, 3, 4, 5, 0, 1]], "b": HEAD[:, 0].copy()},
+        ),
         (
             "mu = ReduceMean <keepdims = 1> (x, last) a = Sub (x, mu) sq = Pow (a, two) v = ReduceMean <keepdims = 1> (sq, last) "
             "e = Add (v, eps) s = Sqrt (e) n = Div (a, s) m = Mul (n, g) y = Add (m, b)",

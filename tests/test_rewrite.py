@@ -256,6 +256,23 @@ def test_exposed_tensors() -> None:
     assert "x_multipliers" not in explain(classifier(), {"x": X, "x_reference": R}, target=1)
 
 
+@pytest.mark.parametrize("reference", ["shared", "grouped", {"x": R[:2]}], ids=["shared", "grouped", "baked"])
+def test_exposed_tensors_are_averaged_over_references(reference: object) -> None:
+    each = [
+        explain(classifier(), {"x": X, "x_reference": np.repeat(R[k : k + 1], 4, axis=0)}, target=1, expose=["h", "a"])
+        for k in range(2)
+    ]
+    rows = (
+        {"shared": R[:2], "grouped": np.repeat(R[None, :2], 4, axis=0)}.get(reference)
+        if isinstance(reference, str)
+        else None
+    )
+    feed = {"x": X} if rows is None else {"x": X, "x_reference": rows}
+    got = explain(classifier(), feed, target=1, reference=reference, expose=["h", "a"])
+    for name in ("h/contributions", "a/contributions", "h/multiplier", "a/multiplier", "x_contributions"):
+        np.testing.assert_allclose(got[name], np.mean([run[name] for run in each], axis=0), atol=2e-6)
+
+
 def test_an_explainer_explains_itself() -> None:
     explainer = onnxlift.rewrite(classifier(), target=1, reference="zeros")
     told = json.loads(next(entry.value for entry in explainer.metadata_props if entry.key == "onnxlift"))
@@ -282,7 +299,9 @@ def test_rewriting_is_deterministic_and_leaves_the_model_alone() -> None:
 
 
 def test_weights_in_external_data(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    model = laws.model("g (float[N, 300] x) => (float[N, 300] y) { h = MatMul (x, w) y = Relu (h) }", w=normal(300, 300))
+    model = laws.model(
+        "g (float[N, 300] x) => (float[N, 300] y) { h = MatMul (x, w) y = Relu (h) }", w=normal(300, 300)
+    )
     onnx.save_model(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
     beside, elsewhere = tmp_path / "e.onnx", tmp_path / "other" / "e.onnx"
     elsewhere.parent.mkdir()

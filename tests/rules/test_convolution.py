@@ -72,6 +72,7 @@ OUTPUT_SHAPE: list[Case] = [  # sizes that ONNX cannot tell for a dynamic input
     for height, width in ((8, 13), (9, 14), (7, 15), (10, 16))
     for same in ("", ', auto_pad = "SAME_UPPER"', ', auto_pad = "SAME_LOWER"')
 ]
+OPERATORS = ("Conv", "ConvTranspose")
 LETTERS = "CHWD"
 
 

@@ -51,8 +51,7 @@ CASES: dict[str, list[tuple[str, tuple[float, float]]]] = {
 }
 FLAT = [(op, attributes, domain) for op, cases in CASES.items() for attributes, domain in cases]
 
-# Operators with one more operand than x; each is covered by a test of its own below.
-OTHERS = ("PRelu", "Clip", "Pow")
+OPERATORS = (*CASES, "PRelu", "Clip", "Pow")
 
 NO_FLOAT16 = {"Celu"}
 """ONNX Runtime has no kernel for them."""
@@ -119,7 +118,9 @@ def test_prelu(slope: np.ndarray) -> None:
     laws.check(one_node("PRelu", more=", s", s=np.asarray(slope)), {"x": x}, {"x": r})
 
 
-@pytest.mark.parametrize(("more", "bounds"), [(", low, high", (0, 6)), (", low", (-1, 0)), (", , high", (0, 1)), ("", (0, 0))])
+@pytest.mark.parametrize(
+    ("more", "bounds"), [(", low, high", (0, 6)), (", low", (-1, 0)), (", , high", (0, 1)), ("", (0, 0))]
+)
 def test_clip(more: str, bounds: tuple[float, float]) -> None:
     x, r = pairs((-8.0, 8.0))
     low, high = (np.float32(bound) for bound in bounds)
@@ -128,7 +129,16 @@ def test_clip(more: str, bounds: tuple[float, float]) -> None:
 
 @pytest.mark.parametrize(
     ("exponent", "domain"),
-    [(1.0, ANY), (2.0, ANY), (3.0, ANY), (4.0, ANY), (0.5, POSITIVE), (-1.0, POSITIVE), (-1.5, POSITIVE), (2.5, POSITIVE)],
+    [
+        (1.0, ANY),
+        (2.0, ANY),
+        (3.0, ANY),
+        (4.0, ANY),
+        (0.5, POSITIVE),
+        (-1.0, POSITIVE),
+        (-1.5, POSITIVE),
+        (2.5, POSITIVE),
+    ],
 )
 def test_power(exponent: float, domain: tuple[float, float]) -> None:
     x, r = pairs(domain)

@@ -39,7 +39,7 @@ ONES = {
     "mean": np.array([0, 1, 0.5, -1], np.float32),
     "var": np.array([1, 0.1, 2, 1e-3], np.float32),
 }
-OTHERS = ("Scaler",)
+OPERATORS = (*CASES, "Scaler")
 
 
 def model(body: str, sizes: str = "N, 4, 5", dtype: str = "float") -> onnx.ModelProto:

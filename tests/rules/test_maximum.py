@@ -53,7 +53,7 @@ OPERANDS = {
     "narrower than a constant": ("x, c", {"x": "N, 2, 1"}),
 }
 CASES = {"MaxPool": POOLS, "ReduceMax": REDUCTIONS, "ReduceMin": REDUCTIONS, "Max": OPERANDS, "Min": OPERANDS}
-OTHERS = ("GlobalMaxPool",)
+OPERATORS = (*CASES, "GlobalMaxPool")
 EXTENTS = {"N": 3, "A": 2, "B": 1}
 VARIANTS = {"cross-max": "shared", "cross-max-first": "first", "argmax": "argmax_x"}
 """Rule -> what the oracle calls it."""

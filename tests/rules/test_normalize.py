@@ -33,7 +33,7 @@ CASES = {
         "y = GroupNormalization <num_groups = 1, epsilon = 0.01> (x, channel, channel_bias)",
     ],
 }
-OTHERS = ()
+OPERATORS = tuple(CASES)
 ALL = [body for bodies in CASES.values() for body in bodies]
 SOFTMAX = [body for body in ALL if "Normalization" not in body]
 NORMALIZATIONS = [body for body in ALL if "Normalization" in body]

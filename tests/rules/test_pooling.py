@@ -49,6 +49,7 @@ POOLS: list[Case] = [
         for side, k, s, p in itertools.product(("UPPER", "LOWER"), (3, 4), (1, 2, 3), (0, 1))
     ),
 ]
+OPERATORS = ("AveragePool", "GlobalAveragePool")
 LETTERS = "CHWD"
 
 

@@ -6,6 +6,8 @@ import laws
 import numpy as np
 import pytest
 
+import onnxlift
+
 RNG = np.random.default_rng(11)
 
 
@@ -43,7 +45,7 @@ CASES: dict[str, list[tuple[str, tuple[int, ...], tuple[int, ...]]]] = {
     ],
 }
 FLAT = [case for cases in CASES.values() for case in cases]
-OTHERS = ()
+OPERATORS = tuple(CASES)
 
 
 @pytest.mark.parametrize(("body", "a_shape", "b_shape"), FLAT)
@@ -56,7 +58,11 @@ def test_laws(body: str, a_shape: tuple[int, ...], b_shape: tuple[int, ...], sta
             for name, value in arrays.items():
                 arrays[name] = np.sign(value) * 0 + abs(value) + np.float32(0.3)
     constants = {"c": x["b"], "bias": normal(4), "d": normal(5, 4)}
-    used = {name: value for name, value in constants.items() if f"{name})" in body or f" {name}," in body or f"({name}" in body}
+    used = {
+        name: value
+        for name, value in constants.items()
+        if f"{name})" in body or f" {name}," in body or f"({name}" in body
+    }
     if " b)" not in body and " b," not in body:
         del x["b"], r["b"]
     inputs = ", ".join(
@@ -88,3 +94,18 @@ def test_stack_axes_that_are_unknown() -> None:
     model = laws.model("g (float[N, h, 4, 5] a, float[N, k, 5, 2] b) => (float[N, m, 4, 2] y) { y = MatMul (a, b) }")
     x = {"a": normal(3, 2, 4, 5), "b": normal(3, 1, 5, 2)}
     laws.check(model, x, {"a": normal(3, 2, 4, 5), "b": normal(3, 1, 5, 2)})
+
+
+def test_a_quotient_that_is_selected_away_where_it_is_0_by_0() -> None:
+    """div_no_nan as TensorFlow writes it."""
+    model = laws.model(
+        "g (float[N, 5] a, float[N, 5] b) => (float y) { q = Div (a, b) c = Equal (b, zero) y = Where (c, zero, q) }",
+        zero=np.float32(0),
+    )
+    x = {"a": normal(3, 5), "b": normal(3, 5)}
+    r = {"a": np.zeros((3, 5), np.float32), "b": np.zeros((3, 5), np.float32)}
+    explainer = onnxlift.rewrite(model, target="weights")
+    feed = {**x, **{f"{name}_reference": value for name, value in r.items()}, "target_weights": normal(3, 5)}
+    got = laws.run(explainer, feed)
+    assert np.isfinite(got["a_contributions"]).all()
+    np.testing.assert_allclose(got["completeness_gap"], 0, atol=1e-5)

@@ -72,7 +72,7 @@ CASES: dict[str, list[tuple[str, dict[str, np.ndarray]]]] = {
     ],
 }
 FLAT = [(body, constants) for cases in CASES.values() for body, constants in cases]
-OTHERS = ("GatherND",)
+OPERATORS = (*CASES, "GatherND")
 
 
 @pytest.mark.parametrize(("body", "constants"), FLAT, ids=[body for body, _ in FLAT])
@@ -89,9 +89,7 @@ def test_laws(body: str, constants: dict[str, np.ndarray], sizes: str) -> None:
 
 def test_gather_nd_at_positions_that_another_input_gives() -> None:
     """The last token of a sequence, as text encoders pick it."""
-    model = laws.model(
-        "g (float[N, 4, 6] x, int64[N, 1] at) => (float y) { y = GatherND <batch_dims = 1> (x, at) }"
-    )
+    model = laws.model("g (float[N, 4, 6] x, int64[N, 1] at) => (float y) { y = GatherND <batch_dims = 1> (x, at) }")
     laws.check(model, {"x": X}, {"x": R}, others={"at": np.array([[0], [2], [2]])})
 
 
@@ -104,7 +102,8 @@ def test_negative_pads_crop() -> None:
     )
     w = RNG.standard_normal((3, 4, 6)).astype(np.float32)
     one, other = (
-        laws.run(onnxlift.rewrite(m, target="weights"), {"x": X, "x_reference": R, "target_weights": w}) for m in (crop, two)
+        laws.run(onnxlift.rewrite(m, target="weights"), {"x": X, "x_reference": R, "target_weights": w})
+        for m in (crop, two)
     )
     np.testing.assert_array_equal(one["y"], other["y"])
     np.testing.assert_array_equal(one["x_contributions"], other["x_contributions"])

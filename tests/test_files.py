@@ -1,0 +1,219 @@
+"""onnxlift.files: what is read and written, and every error of both."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, numpy_helper
+from onnx_text import all_nodes, floats, parse, shapes
+
+from onnxlift.equivalence import equivalence
+from onnxlift.errors import ModelError
+from onnxlift.files import load, save
+from onnxlift.model import normal_form
+
+
+def net(weight: int = 6000) -> ModelProto:
+    big = numpy_helper.from_array(floats(4, weight), "w")
+    model = parse(
+        "t = MatMul(x, w)\nu = Reshape(t, shape)\ny = ReduceSum <keepdims = 0> (u, one)", outputs="float[N] y"
+    )
+    model.graph.initializer.extend([big, *(numpy_helper.from_array(np.int64(v), n) for n, v in CONSTANTS.items())])
+    return model
+
+
+CONSTANTS = {"shape": [0, -1], "one": [1]}
+
+
+def external(folder: Path, **changes: str) -> Path:
+    """A model whose weights lie beside it in w.bin; `changes` overwrite entries of the reference of `w`."""
+    model = net()
+    for tensor in model.graph.initializer:
+        with (folder / "w.bin").open("ab") as file:
+            onnx.external_data_helper.set_external_data(tensor, "w.bin", file.tell(), len(tensor.raw_data))
+            file.write(tensor.raw_data)
+        tensor.ClearField("raw_data")
+    for entry in model.graph.initializer[0].external_data:
+        entry.value = changes.get(entry.key, entry.value)
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_external_data_is_read_or_referenced(tmp_path: Path) -> None:
+    path = external(tmp_path)
+    full, light = load(path), load(str(path), weights=False)
+    assert not full.graph.initializer[0].external_data
+    assert light.graph.initializer[0].external_data
+    assert not light.graph.initializer[0].raw_data
+    result = normal_form(light, folder=tmp_path)
+    assert shapes(result)["u"] == ["N", 6000], "the small shape tensor was read"
+    assert [t.name for t in result.graph.initializer if t.external_data] == ["w"]
+    save(result, tmp_path / "copy.onnx")
+    data = {"x": floats(3, 4)}
+    assert equivalence(full, load(tmp_path / "copy.onnx"), data) == {"y": 0.0}
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(ModelError, match=r"w\.bin.* is missing"):
+        save(result, tmp_path / "elsewhere" / "copy.onnx")
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert {t.name for t in normal_form(light).graph.initializer if t.external_data} == {"w", "one", "shape"}
+    with pytest.raises(ModelError, match="does not know"):
+        load(light)
+    assert load(light, weights=False) == light
+
+
+def test_every_small_external_tensor_is_read_wherever_it_is(tmp_path: Path) -> None:
+    body = """t = f.A(x)
+        k = Constant <value = float[4] {1.0, 2.0, 3.0, 4.0}> ()
+        u = Mul(t, k)
+        s = Add(u, i)
+        c = Less(zero, one)
+        y = If(c) <then_branch = a () => (float[N, 4] p) {
+            h = Constant <value = float[4] {5.0, 6.0, 7.0, 8.0}> ()
+            p = Add(s, h) }, else_branch = b () => (float[N, 4] r) { r = MatMul(s, w) }>"""
+    tail = """<domain: "f", opset_import: ["": 21]> A (x) => (y) {
+        h = Constant <value = float[4] {9.0, 8.0, 7.0, 6.0}> ()
+        y = Add(x, h) }"""
+    weights = {"zero": np.float32(0), "one": np.float32(1), "w": floats(4, 6000)}
+    model = parse(body, imports=', "f": 1', tail=tail, **weights)
+    values = numpy_helper.from_array(np.float32([5, 7]), "i")
+    indices = numpy_helper.from_array(np.int64([1, 3]))
+    model.graph.sparse_initializer.append(onnx.SparseTensorProto(values=values, indices=indices, dims=[4]))
+    inline = ModelProto()
+    inline.CopyFrom(model)
+    sparse = model.graph.sparse_initializer[0]
+    branch = model.graph.node[-1].attribute[0].g
+    constants = (model.graph.node[1], branch.node[0], model.functions[0].node[0])
+    tensors = [*model.graph.initializer, sparse.values, sparse.indices, *(n.attribute[0].t for n in constants)]
+    for tensor in tensors:
+        raw = numpy_helper.to_array(tensor).tobytes()
+        with (tmp_path / "w.bin").open("ab") as file:
+            for field in ("float_data", "int64_data"):
+                tensor.ClearField(field)
+            tensor.raw_data = raw
+            onnx.external_data_helper.set_external_data(tensor, "w.bin", file.tell(), len(raw))
+            file.write(raw)
+        tensor.ClearField("raw_data")
+    save(model, tmp_path / "model.onnx")
+    result = normal_form(load(tmp_path / "model.onnx", weights=False), folder=tmp_path)
+    assert [tensor.name for tensor in tensors_in_files(result)] == ["w"]
+    save(result, tmp_path / "normal.onnx")
+    full = load(tmp_path / "normal.onnx")
+    assert full.graph.node == normal_form(inline).graph.node
+    assert sorted(full.graph.initializer, key=repr) == sorted(normal_form(inline).graph.initializer, key=repr)
+
+
+def tensors_in_files(model: ModelProto) -> list[TensorProto]:
+    text = [node.attribute for node in all_nodes(model.graph)]
+    inside = [attribute.t for attributes in text for attribute in attributes]
+    return [tensor for tensor in (*model.graph.initializer, *inside) if tensor.external_data]
+
+
+def test_a_model_over_2_gb_works_by_reference(tmp_path: Path) -> None:
+    model = net()
+    weight = model.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.dims[:] = [4, 200_000_000]
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="w.bin")
+    with (tmp_path / "w.bin").open("wb") as file:
+        os.truncate(file.fileno(), 3_200_000_000)  # sparse: takes no space
+    save(model, tmp_path / "model.onnx")
+    result = normal_form(load(tmp_path / "model.onnx", weights=False), folder=tmp_path)
+    save(result, tmp_path / "normal.onnx")
+    assert shapes(result)["u"] == ["N", 200_000_000]
+
+
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"location": "missing.bin"}, "is missing"),
+        ({"location": "../w.bin"}, "outside of the model's folder"),
+        ({"location": "sub/../../w.bin"}, "outside of the model's folder"),
+        ({"location": "/etc/hostname"}, "outside of the model's folder"),
+        ({"location": "link.bin"}, "outside of the model's folder"),
+        ({"location": "linked/hostname"}, "outside of the model's folder"),
+        ({"location": ""}, "outside of the model's folder"),
+        ({"location": "sub"}, "is missing"),
+        ({"location": "a\0b"}, "malformed"),
+        ({"offset": "-8"}, "malformed"),
+        ({"offset": "many"}, "malformed"),
+        ({"offset": "100"}, "too short"),
+        ({"length": "99999999"}, "malformed"),
+        ({"length": "4"}, "malformed"),
+    ],
+)
+def test_hostile_and_broken_external_data(tmp_path: Path, changes: dict[str, str], message: str, weights: bool) -> None:
+    folder = tmp_path / "model"
+    (folder / "sub").mkdir(parents=True)
+    (tmp_path / "w.bin").write_bytes(b"secret" * 99999)
+    (folder / "link.bin").symlink_to(tmp_path / "w.bin")
+    (folder / "linked").symlink_to("/etc")
+    with pytest.raises(ModelError, match=message) as error:
+        load(external(folder, **changes), weights=weights)
+    assert "tensor 'w'" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def truncated(data: bytes, fraction: float) -> bytes:
+    return data[: int(len(data) * fraction)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a complete ONNX model"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00", "ONNX model"),
+        (b"The quick brown fox jumps over the lazy dog.\n", "ONNX model"),
+        (b'{"irVersion": "8"}', "ONNX model"),
+        (b"\x08\x08", "not a complete ONNX model"),
+        (b"\x80\x04\x95cos\nsystem\n(S'true'\ntR.", "ONNX model"),
+        *[(truncated(net(20).SerializeToString(), f / 10), "ONNX model") for f in range(1, 10)],
+    ],
+)
+def test_files_that_are_no_models(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=message) as error:
+        load(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("where", ["nothing.onnx", ".", "file/model.onnx"])
+def test_unreadable_paths(tmp_path: Path, where: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelError, match="Cannot read"):
+        load(tmp_path / where)
+
+
+def test_opsets_that_onnx_runtime_does_not_load_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"opset 27.*up to 26"):
+        load(parse("y = Neg(x)", opset=27))
+
+
+def test_a_model_proto_is_copied() -> None:
+    model = net(3)
+    copy = load(model)
+    copy.graph.name = "other"
+    assert model.graph.name == "net"
+
+
+@pytest.mark.parametrize("where", [".", "missing/model.onnx", "file/model.onnx"])
+def test_unwritable_paths_leave_nothing(tmp_path: Path, where: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelError, match="Cannot write"):
+        save(net(3), tmp_path / where)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_save_replaces_atomically(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"old")
+    save(net(3), path)
+    assert load(path).graph.name == "net"
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
