@@ -36,7 +36,7 @@ def files(case: dict[str, Any]) -> list[str]:
 
 
 def flat() -> Iterator[Any]:
-    """(case, model file, mode) for everything that states contributions of the inputs as multiplier times difference."""
+    """(case, model file, mode) for everything that states contributions of the inputs."""
     for case in CASES:
         if case["id"][0] == "c" or "layer_tensor_names" in case:
             continue

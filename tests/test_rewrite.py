@@ -7,6 +7,7 @@ import json
 import laws
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 import onnxlift
@@ -25,7 +26,8 @@ TABLE = normal(10, 8)
 
 def classifier(last: str = "y = Softmax (z)", batch: str = "N") -> onnx.ModelProto:
     return laws.model(
-        f"g (float[{batch}, 5] x) => (float[{batch}, 3] y) {{ h = Gemm (x, w1, b1) a = Relu (h) z = Gemm (a, w2, b2) {last} }}",
+        f"g (float[{batch}, 5] x) => (float[{batch}, 3] y) "
+        f"{{ h = Gemm (x, w1, b1) a = Relu (h) z = Gemm (a, w2, b2) {last} }}",
         w1=W1,
         b1=B1,
         w2=W2,
@@ -207,7 +209,8 @@ def test_only_the_attributed_tensors_change_in_the_reference_run() -> None:
 def test_several_inputs_and_outputs() -> None:
     model = laws.model(
         "g (float[N, 5] a, float[N, 5] b, float[N, 5] unused) => (int64[N] label, float[N, 3] y, float[N, 5] other) "
-        "{ p = Mul (a, b) q = Add (p, a) y = Gemm (q, w) label = ArgMax <axis = 1, keepdims = 0> (y) other = Neg (unused) }",
+        "{ p = Mul (a, b) q = Add (p, a) y = Gemm (q, w) label = ArgMax <axis = 1, keepdims = 0> (y) "
+        "other = Neg (unused) }",
         w=W1[:, :3],
     )
     feed = {"a": X, "a_reference": R, "b": normal(4, 5), "b_reference": normal(4, 5), "unused": X}
@@ -223,7 +226,8 @@ def test_several_inputs_and_outputs() -> None:
 
 def test_a_tensor_used_many_times_collects_all_its_terms() -> None:
     model = laws.model(
-        "g (float[N, 5] x) => (float[N, 5] y) { a = Relu (x) b = Tanh (a) c = Add (a, b) d = Mul (c, a) y = Add (d, x) }"
+        "g (float[N, 5] x) => (float[N, 5] y) "
+        "{ a = Relu (x) b = Tanh (a) c = Add (a, b) d = Mul (c, a) y = Add (d, x) }"
     )
     laws.check(model, {"x": X}, {"x": R})
 
@@ -307,8 +311,6 @@ def test_weights_in_external_data(tmp_path) -> None:  # type: ignore[no-untyped-
     elsewhere.parent.mkdir()
     x, r = normal(2, 300), normal(2, 300)
     expected = explain(onnx.load(tmp_path / "m.onnx"), {"x": x, "x_reference": r}, target=3)
-    import onnxruntime
-
     for path in (beside, elsewhere):
         onnxlift.rewrite_file(tmp_path / "m.onnx", path, target=3)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -362,8 +364,8 @@ def test_refused_options(options: dict[str, object], error: type[Exception], mes
 
 def test_all_nodes_without_a_rule_are_named_at_once() -> None:
     model = laws.model(
-        "g (float[N, 5, 4] x) => (float[N, 5, 4] y) { a = Det (q) q = MatMul (t, x) t = Transpose <perm = [0, 2, 1]> (x) "
-        "l = LpNormalization (x) h = Hardmax (l) s = Add (h, x) d = Unsqueeze (a, axes) y = Mul (s, d) }",
+        "g (float[N, 5, 4] x) => (float[N, 5, 4] y) { a = Det (q) q = MatMul (t, x) "
+        "t = Transpose <perm = [0, 2, 1]> (x) l = LpNormalization (x) h = Hardmax (l) s = Add (h, x) d = Unsqueeze (a, axes) y = Mul (s, d) }",
         axes=np.array([1, 2]),
     )
     with pytest.raises(onnxlift.RuleError) as caught:
