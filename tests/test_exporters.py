@@ -93,7 +93,8 @@ PAIRS: dict[str, tuple[str, tuple[str, dict[str, np.ndarray]], tuple[str, dict[s
         ),
         (
             "mu = ReduceMean <keepdims = 1> (x, last) a = Sub (x, mu) sq = Pow (a, two) "
-            "v = ReduceMean <keepdims = 1> (sq, last) e = Add (v, eps) s = Sqrt (e) n = Div (a, s) m = Mul (n, g) y = Add (m, b)",
+            "v = ReduceMean <keepdims = 1> (sq, last) e = Add (v, eps) s = Sqrt (e) n = Div (a, s) "
+            "m = Mul (n, g) y = Add (m, b)",
             {
                 "last": np.array([-1]),
                 "two": f(2),

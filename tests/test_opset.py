@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 from onnx_text import floats, ops, parse, same, shapes
 
 from onnxlift.equivalence import equivalence
@@ -114,7 +115,12 @@ def test_operators_newer_than_the_base_are_expanded() -> None:
 
 @pytest.mark.parametrize(
     ("body", "opset", "named"),
-    [("y = CumProd(x, axis)", 26, "CumProd"), ("y = Affine(x)", 6, "Affine"), ("y = Scan(x)", 8, "Scan")],
+    [
+        ("y = CumProd(x, axis)", 26, "CumProd"),
+        ("y = Affine(x)", 6, "Affine"),
+        ("y = Scan(x)", 8, "Scan"),
+        ("y = Upsample(x, axis)", 10, "Upsample"),
+    ],
 )
 def test_operators_that_cannot_be_converted_are_named(body: str, opset: int, named: str) -> None:
     with pytest.raises(ModelError, match=named):
@@ -155,3 +161,29 @@ def test_resize_of_opset_10_keeps_its_meaning(mode: str, scale: float) -> None:
         scales=np.float32([1, 1, scale, scale]),
     )
     assert shapes(same(model, x=floats(2, 1, 8, 8)))["y"][0] == "N"
+
+
+def test_the_standard_domain_may_be_called_ai_onnx_in_functions_too() -> None:
+    tail = '<domain: "f", opset_import: ["ai.onnx": 21]> A (x) => (y) { y = ai.onnx.Neg(x) }'
+    model = parse("t = f.A(x)\ny = ai.onnx.Exp(t)", imports=', "f": 1', tail=tail)
+    result = normal_form(model)
+    assert [(node.domain, node.op_type) for node in result.graph.node] == [("", "Neg"), ("", "Exp")]
+    assert [entry.domain for entry in result.opset_import] == [""]
+
+
+def test_types_that_the_base_does_not_have_are_refused() -> None:
+    model = parse('y = BitShift <direction = "LEFT"> (x, x)', "int8[N, 4] x", "int8[N, 4] y", opset=18)
+    with pytest.raises(ModelError, match="BitShift.* does not fit ai.onnx opset 21"):
+        normal_form(model)
+
+
+def test_sparse_initializers_of_subgraphs_are_not_captures() -> None:
+    body = """c = Less(zero, one)
+        y = If(c) <then_branch = a () => (float[N, 4] p) { p = Add(x, i) },
+            else_branch = b () => (float[N, 4] r) { r = Identity(x) }>"""
+    model = parse(body, zero=np.float32(0), one=np.float32(1))
+    branch = model.graph.node[1].attribute[0].g
+    item = branch.sparse_initializer.add(dims=[4])
+    item.values.CopyFrom(numpy_helper.from_array(np.float32([5, 7]), "i"))
+    item.indices.CopyFrom(numpy_helper.from_array(np.int64([1, 3])))
+    assert ops(normal_form(model)) == ["If"]

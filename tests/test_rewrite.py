@@ -365,7 +365,8 @@ def test_refused_options(options: dict[str, object], error: type[Exception], mes
 def test_all_nodes_without_a_rule_are_named_at_once() -> None:
     model = laws.model(
         "g (float[N, 5, 4] x) => (float[N, 5, 4] y) { a = Det (q) q = MatMul (t, x) "
-        "t = Transpose <perm = [0, 2, 1]> (x) l = LpNormalization (x) h = Hardmax (l) s = Add (h, x) d = Unsqueeze (a, axes) y = Mul (s, d) }",
+        "t = Transpose <perm = [0, 2, 1]> (x) l = LpNormalization (x) h = Hardmax (l) "
+        "s = Add (h, x) d = Unsqueeze (a, axes) y = Mul (s, d) }",
         axes=np.array([1, 2]),
     )
     with pytest.raises(onnxlift.RuleError) as caught:
