@@ -21,8 +21,8 @@ from onnxlift import report
 from onnxlift.arrays import Array, check_writable, read_arrays
 from onnxlift.errors import OnnxliftError, OptionError
 from onnxlift.explainer import EMITS
+from onnxlift.files import load
 from onnxlift.metadata import description
-from onnxlift.model import load
 from onnxlift.plan import RULES
 from onnxlift.rewrite import inspect, rewrite_file
 from onnxlift.runtime import CompletenessWarning, Explainer

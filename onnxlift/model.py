@@ -12,8 +12,7 @@ from pathlib import Path
 
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, shape_inference
 
-from onnxlift.equivalence import equivalence
-from onnxlift.files import load, save, with_small_tensors
+from onnxlift.files import with_small_tensors
 from onnxlift.opset import BASE_IR, BASE_OPSET, constant, dense, hoist_constants, inline, sort, to_base_opset
 from onnxlift.protobuf import (
     Namer,
@@ -27,10 +26,8 @@ from onnxlift.protobuf import (
     opset,
     replace_nodes,
 )
-from onnxlift.shapes import Walk
+from onnxlift.shapes import TypePass
 from onnxlift.symbols import name_dims
-
-__all__ = ["equivalence", "load", "normal_form", "save"]
 
 
 def normal_form(model: ModelProto, *, folder: Path | None = None) -> ModelProto:
@@ -53,7 +50,8 @@ def normal_form(model: ModelProto, *, folder: Path | None = None) -> ModelProto:
      9. inputs (but 4.) and outputs keep names, order and types, and their values are equal.
 
     `folder`: where external data lies, for a model loaded with weights=False: small tensors are then read.
-    Raises ModelError: cycles, undefined or doubly defined tensors, operators that opset 21 cannot express.
+    Raises ModelError: cycles, undefined or doubly defined tensors, operators or types that opset 21 cannot
+    express.
     """
     if folder is not None:
         model = with_small_tensors(model, folder)
@@ -67,7 +65,7 @@ def normal_form(model: ModelProto, *, folder: Path | None = None) -> ModelProto:
         hoist_constants(work.graph)
         sort(work.graph)
     values = (*model.graph.value_info, *model.graph.output)
-    walk = Walk(work, {value.name: value.type for value in values if value.HasField("type")})
+    walk = TypePass(work, {value.name: value.type for value in values if value.HasField("type")})
     walk.run()
     _write_computation(work, walk)
     _write_types(work, walk)
@@ -116,7 +114,7 @@ def _unify_standard_domain(work: ModelProto) -> None:
         work.opset_import.append(helper.make_opsetid("", BASE_OPSET))
 
 
-def _write_computation(work: ModelProto, walk: Walk) -> None:
+def _write_computation(work: ModelProto, walk: TypePass) -> None:
     """Nodes and constants that an output needs."""
     graph = work.graph
     constants = {tensor.name: tensor for tensor in graph.initializer} | walk.constants
@@ -137,7 +135,7 @@ def _write_computation(work: ModelProto, walk: Walk) -> None:
         add_initializer(graph, name, constants[name])
 
 
-def _write_types(work: ModelProto, walk: Walk) -> None:
+def _write_types(work: ModelProto, walk: TypePass) -> None:
     """Types of everything that nodes make, inside of subgraphs too."""
     graph = work.graph
     for value in graph.output:

@@ -172,6 +172,7 @@ def _sort(graph: GraphProto) -> dict[str, int]:
 
 
 def _reads(node: NodeProto) -> list[str]:
+    """What must be computed before the node."""
     return [name for name in (*node.input, *captured(node)) if name]
 
 
@@ -241,6 +242,7 @@ def _typed(work: ModelProto) -> ModelProto:
 
 
 def _rename_domain(model: ModelProto, old: str, new: str, op_types: frozenset[str]) -> None:
+    """Hides operators from the converter, and shows them again."""
     for node in nodes(model):
         if node.domain == old and node.op_type in op_types:
             node.domain = new
@@ -265,6 +267,7 @@ def _mend_resize(before: ModelProto, after: ModelProto, version: int) -> None:
 
 
 def _all_of(model: ModelProto, *op_types: str) -> Sequence[NodeProto]:
+    """Nodes of these standard operators, in the order that the converter keeps."""
     return [node for node in nodes(model) if node.op_type in op_types and not node.domain]
 
 

@@ -17,9 +17,10 @@ import onnxlift.rules  # noqa: F401 - fills the registry
 from onnxlift import registry
 from onnxlift.errors import OptionError, RuleError
 from onnxlift.explainer import EMITS, METADATA_KEY, Results
+from onnxlift.files import load, save
 from onnxlift.flow import Flow, Problem, dependents, is_float, trace
 from onnxlift.graph import Graph
-from onnxlift.model import load, normal_form, save
+from onnxlift.model import normal_form
 from onnxlift.plan import Plan, resolve
 from onnxlift.reference import ReferenceSpec, find_batch, given_inputs, run_twice
 from onnxlift.target import TargetSpec, explained_tensor, seed

@@ -19,8 +19,8 @@ from onnxlift.errors import DataError, ModelError, OptionError
 from onnxlift.explainer import GAP, TARGET_OUTPUT, TARGET_REFERENCE
 from onnxlift.explanation import Explanation
 from onnxlift.feed import Data, Feed, Intake
+from onnxlift.files import load
 from onnxlift.metadata import description, explains
-from onnxlift.model import load
 from onnxlift.plan import Plan
 from onnxlift.reference import PAIRS, ReferenceSpec
 from onnxlift.rewrite import Model, rewrite

@@ -49,7 +49,7 @@ _FOLDABLE = frozenset(
 _INVENTED = re.compile(r"unk__\d+")  # by onnx, anew in every call: the same name need not be the same dim
 
 
-class Walk:
+class TypePass:
     """One pass over the sorted nodes of a model at BASE_OPSET, whose weights are graph inputs.
 
     `declared`: the model's own types, for what cannot be inferred and for symbols of the outputs; exporters write
@@ -77,6 +77,7 @@ class Walk:
     def run(self) -> None:
         """Visits every node once."""
         for node in self._graph.node:
+            self._drop_idle_ceiling(node)
             self.types.update(self._infer(node))
             values = self._compute(node)
             if values is None:
@@ -87,11 +88,13 @@ class Walk:
                     self._learn(numpy_helper.from_array(value, name))
 
     def _learn(self, tensor: TensorProto) -> None:
+        """Notes a constant that may be computed with."""
         self.constants[tensor.name] = tensor
         if tensor.data_type in _FOLDABLE:
             self._known[tensor.name] = numpy_helper.to_array(tensor)
 
     def _dims(self, name: str) -> list[Dim] | None:
+        """The tensor's dims, where its rank is known."""
         shape = self.types[name].tensor_type if name in self.types else None
         if shape is None or not shape.HasField("shape"):
             return None
@@ -100,6 +103,24 @@ class Walk:
     def _entries(self, name: str) -> Array | None:
         """What is known of a tensor's entries, as an object array."""
         return self._known[name].astype(object) if name in self._known else self._partial.get(name)
+
+    def _drop_idle_ceiling(self, node: NodeProto) -> None:
+        """Takes ceil_mode from a pool whose last window would start behind its input. ONNX Runtime leaves that window
+        out, onnx's shape inference counts it; without ceil_mode the two agree, and the values are the same."""
+        if node.op_type not in ("AveragePool", "MaxPool", "LpPool") or not integer_attribute(node, "ceil_mode", 0):
+            return
+        lists = {attribute.name: list(attribute.ints) for attribute in node.attribute}
+        kernel, extents = lists["kernel_shape"], (self._dims(node.input[0]) or [])[2:]
+        strides, dilations = (lists.get(name) or [1] * len(kernel) for name in ("strides", "dilations"))
+        pads = lists.get("pads") or [0] * (2 * len(kernel))
+        for axis, extent in enumerate(extents):
+            if not isinstance(extent, int):
+                return
+            room = extent + pads[axis] + pads[axis + len(kernel)] - (kernel[axis] - 1) * dilations[axis] - 1
+            whole = room // strides[axis] + 1
+            if room % strides[axis] and whole * strides[axis] < extent + pads[axis]:
+                return  # a last, partial window that starts inside
+        next(attribute for attribute in node.attribute if attribute.name == "ceil_mode").i = 0
 
     # ------------------------------------------------------------------------------------------------ types
 
@@ -219,6 +240,7 @@ class Walk:
         return None
 
     def _result_entries(self, node: NodeProto) -> Array | None:
+        """What is known of the entries of the node's output; None: nothing, or not a matter of shapes."""
         if node.op_type in ("Shape", "Size"):
             dims = self._dims(node.input[0])
             if dims is None:
@@ -253,6 +275,7 @@ class Walk:
 
 
 def _declared_dims(type_: TypeProto) -> list[Dim | None] | None:
+    """Dims that the model itself states."""
     shape: TensorShapeProto = type_.tensor_type.shape
     return [declared_dim(dim) for dim in shape.dim] if type_.tensor_type.HasField("shape") else None
 
@@ -276,6 +299,7 @@ def _merge(
 
 
 def _all_names(graph: GraphProto) -> set[str]:
+    """Names of tensors that new ones must avoid."""
     graphs = (graph, *nested(graph.node))
     names = {name for each in graphs for node in each.node for name in (*node.input, *node.output)}
     return names | {item.name for each in graphs for item in (*each.input, *each.output, *each.initializer)}

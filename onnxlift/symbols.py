@@ -74,6 +74,7 @@ def _factors(dim: Dim) -> tuple[int, Counter[str]]:
 
 
 def _product(number: int, symbols: Counter[str]) -> Dim:
+    """The inverse of _factors: symbols sorted, so that equal products are equal texts."""
     if number == 0 or not symbols:
         return number
     return "*".join([*([str(number)] if number != 1 else []), *sorted(symbols.elements())])
@@ -83,21 +84,25 @@ def _product(number: int, symbols: Counter[str]) -> Dim:
 
 
 def _expand_dims(node: NodeProto, x: list[Dim], _: Array, shape: Array) -> list[Dim | None]:
+    """Broadcasting; where a symbol meets a number above 1, onnx's own inference knows the dim."""
     rank = max(len(x), len(shape))
     pairs = zip([1] * (rank - len(x)) + list(x), [1] * (rank - len(shape)) + list(shape), strict=True)
     return [b if a == 1 else a if b in (1, a) or isinstance(a, int) else None for a, b in pairs]
 
 
 def _flatten_dims(node: NodeProto, x: list[Dim], _: Array) -> list[Dim]:
+    """A matrix: the dims before the axis, and those from it on."""
     axis = integer_attribute(node, "axis", 1)
     return [times(x[:axis]), times(x[axis:])]
 
 
 def _range_dims(node: NodeProto, _: list[Dim], start: Array, limit: Array, step: Array) -> list[Dim | None]:
+    """limit / step, for a range that starts at 0 and meets the limit exactly."""
     return [_over(limit.item(), step.item()) if start.item() == 0 else None]
 
 
 def _reshape_dims(node: NodeProto, x: list[Dim], _: Array, shape: Array) -> list[Dim | None]:
+    """Solves for the -1, also where it is the one entry that is unknown."""
     result: list[Dim | None] = list(shape)
     if not integer_attribute(node, "allowzero", 0):
         result = [x[i] if entry == 0 else entry for i, entry in enumerate(result)]
@@ -111,6 +116,7 @@ def _reshape_dims(node: NodeProto, x: list[Dim], _: Array, shape: Array) -> list
 def _resize_dims(
     node: NodeProto, x: list[Dim], _: Array, roi: Array, scales: Any = None, sizes: Any = None
 ) -> list[Dim | None]:
+    """Dims that are given or not scaled; how others are rounded is left to onnx."""
     if any(attribute.name in ("axes", "keep_aspect_ratio_policy") for attribute in node.attribute):
         return [None] * len(x)
     if sizes is not None:
@@ -121,6 +127,7 @@ def _resize_dims(
 def _slice_dims(
     node: NodeProto, x: list[Dim], _: Array, starts: Array, ends: Array, axes: Any = None, steps: Any = None
 ) -> list[Dim | None]:
+    """Dims that are not cut."""
     result: list[Dim | None] = list(x)
     axes = range(len(starts)) if axes is None else axes
     steps = [1] * len(starts) if steps is None else steps
@@ -165,6 +172,7 @@ def _pairwise(rule: Callable[[Any, Any], Any]) -> Callable[..., Array]:
 
 
 def _numbers(*entries: Any) -> bool:
+    """Whether none is a symbol."""
     return all(isinstance(entry, int) for entry in entries)
 
 
@@ -198,12 +206,14 @@ def _equal(x: Any, y: Any) -> bool | None:
 
 
 def _slice(node: NodeProto, x: Array, starts: Array, ends: Array, axes: Any = None, steps: Any = None) -> Array:
+    """Of a list of entries. The end -2**63 of a backward slice means: through the first one."""
     step = int(steps[0]) if steps is not None else 1
     start, end = int(starts[0]), int(ends[0])
     return x[start : None if step < 0 and end < -len(x) else end : step]
 
 
 def _where(node: NodeProto, condition: Array, x: Array, y: Array) -> Array:
+    """Needs a condition that is known everywhere, even where both choices are the same."""
     if None in condition.flat:
         raise ValueError("condition unknown")
     return np.asarray(np.where(condition.astype(bool), x, y))

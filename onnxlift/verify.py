@@ -11,11 +11,13 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxlift.arrays import Array
+from onnxlift.equivalence import equivalence
 from onnxlift.errors import OptionError
 from onnxlift.explanation import Explanation
 from onnxlift.feed import Data, Intake, Port
+from onnxlift.files import load
 from onnxlift.metadata import description, explains
-from onnxlift.model import equivalence, load, normal_form
+from onnxlift.model import normal_form
 from onnxlift.reference import REFERENCES
 from onnxlift.rewrite import Model, Options, rewrite, rewrite_with_residuals
 from onnxlift.runtime import CompletenessWarning, Explainer, RewriteOptions

@@ -69,9 +69,7 @@ class Node:
         return list(self.proto.output)
 
     def __str__(self) -> str:
-        return (
-            f"{self.proto.domain or 'ai.onnx'}.{self.op}-{self.opset} {self.proto.name!r} -> {self.outputs}"
-        )
+        return f"{self.proto.domain or 'ai.onnx'}.{self.op}-{self.opset} {self.proto.name!r} -> {self.outputs}"
 
     def attr(self, name: str, otherwise: Any = None) -> Any:
         """The attribute, or the schema's default (which is a float32 number), or `otherwise`."""
@@ -159,9 +157,7 @@ def broken_at(*points: Any) -> Callable[[Array], Array]:
     """Piece number for kinks at `points`; a kink itself is a piece of its own."""
 
     def piece(x: Array) -> Array:
-        return sum(
-            (np.sign(x - np.asarray(p, dtype=LD)) * 3.0**k for k, p in enumerate(points)), np.zeros(x.shape)
-        )
+        return sum((np.sign(x - np.asarray(p, dtype=LD)) * 3.0**k for k, p in enumerate(points)), np.zeros(x.shape))
 
     return piece
 
@@ -502,8 +498,7 @@ def pool_windows(w: Window, spatial: Sequence[int]) -> list[tuple[list[int], int
         seen, places = [], 0
         for tap in w.taps:
             at = [
-                o * s - b + t * d
-                for o, s, b, t, d in zip(position, w.stride, w.before, tap, w.dilation, strict=True)
+                o * s - b + t * d for o, s, b, t, d in zip(position, w.stride, w.before, tap, w.dilation, strict=True)
             ]
             if all(a < n + e for a, n, e in zip(at, spatial, w.after, strict=True)):
                 places += 1
@@ -532,10 +527,7 @@ def max_pool(node: Node, x: Array) -> list[Array]:
     spatial = x.shape[2:]
     w = window_of(node, spatial, node.attrs["kernel_shape"])
     flat = x.reshape(-1, int(np.prod(spatial)))
-    columns = [
-        np.asarray([seen[k] for k in np.argmax(flat[:, seen], axis=1)])
-        for seen, _ in pool_windows(w, spatial)
-    ]
+    columns = [np.asarray([seen[k] for k in np.argmax(flat[:, seen], axis=1)]) for seen, _ in pool_windows(w, spatial)]
     where = np.stack(columns, axis=-1)
     y = np.take_along_axis(flat, where, axis=1).reshape(*x.shape[:2], *w.out)
     if node.attrs.get("storage_order", 0):
@@ -566,9 +558,7 @@ def conv(node: Node, x: Array, weight: Array) -> Array:
         for g in range(groups):
             place: tuple[Any, ...] = (slice(g * out_c, (g + 1) * out_c), slice(None), *tap)
             block = weight[place]
-            y[:, g * out_c : (g + 1) * out_c] += np.einsum(
-                "oi,ni...->no...", block, seen[:, g * in_c : (g + 1) * in_c]
-            )
+            y[:, g * out_c : (g + 1) * out_c] += np.einsum("oi,ni...->no...", block, seen[:, g * in_c : (g + 1) * in_c])
     return y
 
 
@@ -602,9 +592,7 @@ class Deconvolution:
     out: list[int]
     groups: int
 
-    def links(
-        self, spatial: Sequence[int], kernel: Sequence[int]
-    ) -> Iterable[tuple[tuple[int, ...], Any, Any]]:
+    def links(self, spatial: Sequence[int], kernel: Sequence[int]) -> Iterable[tuple[tuple[int, ...], Any, Any]]:
         """(tap, input slices, output slices) of everything that lands inside the output."""
         for tap in itertools.product(*map(range, kernel)):
             ins, outs = [], []
@@ -825,9 +813,7 @@ def run(graph: Graph, nodes: Sequence[Node], known: Mapping[str, Array]) -> dict
     return values
 
 
-def forward(
-    model: onnx.ModelProto, feeds: Mapping[str, Array], output: str | None = None
-) -> dict[str, Array]:
+def forward(model: onnx.ModelProto, feeds: Mapping[str, Array], output: str | None = None) -> dict[str, Array]:
     """Every tensor's float64 value (of those that `output` needs, where it is given)."""
     graph = load(model)
     known = {**graph.constants, **{name: widen(value) for name, value in feeds.items()}}
@@ -905,9 +891,7 @@ def probe(f: Callable[[Array], list[Array]], shape: tuple[int, ...], m: Sequence
         unit = np.zeros(n)
         unit[i] = 1
         column = f(unit.reshape(shape))
-        result[i] = sum(
-            float(np.sum(g * (c - b))) for g, c, b in zip(m, column, base, strict=False) if g.size
-        )
+        result[i] = sum(float(np.sum(g * (c - b))) for g, c, b in zip(m, column, base, strict=False) if g.size)
     return result.reshape(shape)
 
 
@@ -989,9 +973,7 @@ def rule_pow(s: Site) -> Multipliers:
     bl, bl0 = b.astype(LD), b0.astype(LD)
     result: Multipliers = [None, None]
     if s.active[0]:
-        factors = [
-            secant(Unary(power(np.broadcast_to(e, s.y[0].shape)), length=size), a, a0) for e in (bl, bl0)
-        ]
+        factors = [secant(Unary(power(np.broadcast_to(e, s.y[0].shape)), length=size), a, a0) for e in (bl, bl0)]
         result[0] = unbroadcast(s.m[0] * (factors[0] + factors[1]) / 2, a.shape)
     if s.active[1]:
         logs = [np.log(np.broadcast_to(v, s.y[0].shape).astype(LD)) for v in (a, a0)]
@@ -1005,16 +987,14 @@ def rule_sum(s: Site) -> Multipliers:
     n = len(s.x) if s.node.op == "Mean" else 1
     signs = [-1.0 if s.node.op == "Sub" and k == 1 else 1.0 for k in range(len(s.x))]
     return [
-        unbroadcast(signs[k] * s.m[0] / n, s.xr(k)[0].shape) if active else None
-        for k, active in enumerate(s.active)
+        unbroadcast(signs[k] * s.m[0] / n, s.xr(k)[0].shape) if active else None for k, active in enumerate(s.active)
     ]
 
 
 def rule_mul(s: Site) -> Multipliers:
     """Midpoint rule of a product, `m_a = (b + b0)/2` (METHOD 5)."""
     return [
-        unbroadcast(s.m[0] * s.middle(1 - k), s.xr(k)[0].shape) if active else None
-        for k, active in enumerate(s.active)
+        unbroadcast(s.m[0] * s.middle(1 - k), s.xr(k)[0].shape) if active else None for k, active in enumerate(s.active)
     ]
 
 
@@ -1107,9 +1087,7 @@ def rule_batch_norm(s: Site) -> Multipliers:
     """BatchNormalization at inference is diagonal: f(1) - f(0) is its slope (METHOD 2)."""
     s.only(0)
     x = s.xr()[0]
-    slope = batch_norm(s.node, [np.ones(x.shape), *s.x[1:]]) - batch_norm(
-        s.node, [np.zeros(x.shape), *s.x[1:]]
-    )
+    slope = batch_norm(s.node, [np.ones(x.shape), *s.x[1:]]) - batch_norm(s.node, [np.zeros(x.shape), *s.x[1:]])
     return [s.m[0] * slope, *[None] * (len(s.x) - 1)]
 
 
@@ -1169,13 +1147,8 @@ def rule_max_pool(s: Site) -> Multipliers:
     x = s.xr()[0]
     spatial = x.shape[2:]
     area = int(np.prod(spatial))
-    seen = [
-        window
-        for window, _ in pool_windows(window_of(s.node, spatial, s.node.attrs["kernel_shape"]), spatial)
-    ]
-    windows = (
-        [plane * area + k for k in window] for plane in range(x.shape[0] * x.shape[1]) for window in seen
-    )
+    seen = [window for window, _ in pool_windows(window_of(s.node, spatial, s.node.attrs["kernel_shape"]), spatial)]
+    windows = ([plane * area + k for k in window] for plane in range(x.shape[0] * x.shape[1]) for window in seen)
     return [maximum_of_windows(s, windows)]
 
 
@@ -1219,11 +1192,7 @@ def rule_softmax(s: Site) -> Multipliers:
     x, r = (v.astype(LD) for v in s.xr())
     axes = softmax_axes(s.node, x.ndim)
     weight, logs, logs0 = softmax_weights(x, r, axes)
-    g = (
-        s.m[0] * np.exp(log_of_logarithmic_mean(x - logs, r - logs0))
-        if s.node.op == "Softmax"
-        else s.m[0].astype(LD)
-    )
+    g = s.m[0] * np.exp(log_of_logarithmic_mean(x - logs, r - logs0)) if s.node.op == "Softmax" else s.m[0].astype(LD)
     m = g - weight * g.sum(axis=axes, keepdims=True)
     return [np.asarray(np.where(np.isneginf(x) & np.isneginf(r), LD(0), m), dtype=np.float64)]
 
@@ -1274,9 +1243,7 @@ def rule_normalise(s: Site) -> Multipliers:
     m_w = m_v * secant(inverse_root(), w, w0)
     count = a.shape[1]
     m_a = m_a + m_w * (a + a0) / count
-    m_x = (
-        m_a - m_a.sum(axis=1, keepdims=True) / count if at_x.centred else m_a
-    )  # (I - 11^T/D) is its own transpose
+    m_x = m_a - m_a.sum(axis=1, keepdims=True) / count if at_x.centred else m_a  # (I - 11^T/D) is its own transpose
     result: Multipliers = [np.asarray(m_x.reshape(x.shape), dtype=np.float64), *[None] * (len(s.x) - 1)]
     for k, per_element in ((1, m_y * ((a * v + a0 * v0) / 2).reshape(x.shape)), (2, m_y)):
         if len(s.x) > k and s.active[k]:
@@ -1300,15 +1267,9 @@ def rule_top_k(s: Site) -> Multipliers:
 
 # Movement operators and which inputs carry the elements (None: all).
 MOVEMENT: dict[str, tuple[int, ...] | None] = {
-    **dict.fromkeys(
-        ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Split", "Slice", "Pad"), (0,)
-    ),
-    **dict.fromkeys(
-        ("Gather", "GatherElements", "GatherND", "Expand", "Tile", "Identity", "Cast", "CastLike"), (0,)
-    ),
-    **dict.fromkeys(
-        ("DepthToSpace", "SpaceToDepth", "Dropout", "Trilu", "Compress", "ReverseSequence"), (0,)
-    ),
+    **dict.fromkeys(("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Split", "Slice", "Pad"), (0,)),
+    **dict.fromkeys(("Gather", "GatherElements", "GatherND", "Expand", "Tile", "Identity", "Cast", "CastLike"), (0,)),
+    **dict.fromkeys(("DepthToSpace", "SpaceToDepth", "Dropout", "Trilu", "Compress", "ReverseSequence"), (0,)),
     **dict.fromkeys(("CenterCropPad",), (0,)),
     **dict.fromkeys(("ScatterElements", "ScatterND"), (0, 2)),
     "Where": (1, 2),
@@ -1460,9 +1421,7 @@ def explain(
         multipliers[name] = multipliers[name] + m if name in multipliers else m + 0.0
 
     for node in reversed(nodes):
-        mine = [
-            name for name in node.outputs if name in multipliers and name in active and name not in inputs
-        ]
+        mine = [name for name in node.outputs if name in multipliers and name in active and name not in inputs]
         if not mine:
             continue
         for name, m in walk_node(graph, nodes, node, values_x, values_r, multipliers, active, inputs, ties):

@@ -173,7 +173,7 @@ def test_the_standard_domain_may_be_called_ai_onnx_in_functions_too() -> None:
 
 def test_types_that_the_base_does_not_have_are_refused() -> None:
     model = parse('y = BitShift <direction = "LEFT"> (x, x)', "int8[N, 4] x", "int8[N, 4] y", opset=18)
-    with pytest.raises(ModelError, match="BitShift.* does not fit ai.onnx opset 21"):
+    with pytest.raises(ModelError, match=r"BitShift.* does not fit ai.onnx opset 21"):
         normal_form(model)
 
 

@@ -27,9 +27,7 @@ OPSET = 21
 ONE = np.ones(())
 
 
-def model(
-    nodes: list[onnx.NodeProto], constants: dict[str, Any] | None = None, opset: int = OPSET
-) -> onnx.ModelProto:
+def model(nodes: list[onnx.NodeProto], constants: dict[str, Any] | None = None, opset: int = OPSET) -> onnx.ModelProto:
     """A model around `nodes`: what nobody makes is a graph input, the last node's outputs are the graph's."""
     constants = constants or {}
     made = {name for node in nodes for name in node.output}
@@ -145,9 +143,7 @@ def test_square_is_one_function() -> None:
         model([node("Pow", "x,p")], two),
         model([node("ReduceSumSquare", "x")]),
     ):
-        result = explain(
-            m, {"x": np.array([3.0])}, {"x": np.array([-1.0])}, inputs=["x"], output="y", seed=ONE
-        )
+        result = explain(m, {"x": np.array([3.0])}, {"x": np.array([-1.0])}, inputs=["x"], output="y", seed=ONE)
         assert result.multipliers["x"].tolist() == [2.0]
     assert contributions(model([node("Mul", "x,x")]), x, r) == {"x": [8]}
 
@@ -210,9 +206,7 @@ def test_internal_tensor_and_shared_values() -> None:
 
 def test_mask_region_is_one_function() -> None:
     """x * cast(x > 0) and where(x > 1, x, 0): the condition changes, the region is elementwise (METHOD 3)."""
-    mask = model(
-        [node("Greater", "x,zero", "c"), node("Cast", "c", "f", to=TensorProto.DOUBLE), node("Mul", "x,f")]
-    )
+    mask = model([node("Greater", "x,zero", "c"), node("Cast", "c", "f", to=TensorProto.DOUBLE), node("Mul", "x,f")])
     mask.graph.initializer.append(numpy_helper.from_array(np.zeros(()), "zero"))
     x, r = {"x": [3.0, -2.0, 2.0]}, {"x": [-1.0, 4.0, 1.0]}
     assert contributions(mask, x, r) == {"x": [3, -4, 1]}
@@ -220,9 +214,7 @@ def test_mask_region_is_one_function() -> None:
         [node("Greater", "x,one", "c"), node("Softplus", "x", "s"), node("Where", "c,x,s")],
         {"one": np.ones(())},
     )
-    result = explain(
-        where, {"x": np.array([3.0])}, {"x": np.array([0.0])}, inputs=["x"], output="y", seed=ONE
-    )
+    result = explain(where, {"x": np.array([3.0])}, {"x": np.array([0.0])}, inputs=["x"], output="y", seed=ONE)
     assert result.contributions["x"][0] == pytest.approx(3 - math.log(2), rel=1e-14)
 
 
@@ -254,9 +246,7 @@ def test_conservation_check_bites() -> None:
 # --- secants ---
 def test_erf_series() -> None:
     x = np.linspace(-9, 9, 181)
-    np.testing.assert_allclose(
-        erf(x.astype(np.longdouble)).astype(float), [math.erf(t) for t in x], rtol=4e-16
-    )
+    np.testing.assert_allclose(erf(x.astype(np.longdouble)).astype(float), [math.erf(t) for t in x], rtol=4e-16)
 
 
 @pytest.mark.parametrize("op", sorted(PLAIN_UNARY))
@@ -276,9 +266,7 @@ def test_secants_by_a_third_way(op: str) -> None:
     derivative = secant(u, x, x)
     np.testing.assert_allclose(derivative.astype(float), five.astype(float), rtol=2e-11, atol=2e-12)
     width = np.longdouble(1e-6)
-    outside, inside = (
-        secant(u, x, x + width * s * u.length(x)) for s in (np.longdouble(1.01), np.longdouble(0.99))
-    )
+    outside, inside = (secant(u, x, x + width * s * u.length(x)) for s in (np.longdouble(1.01), np.longdouble(0.99)))
     np.testing.assert_allclose(outside.astype(float), inside.astype(float), rtol=3e-7, atol=3e-7)
 
 
@@ -354,23 +342,16 @@ CASES = [
         {"s": W(size=3), "b": W(size=3), "m": W(size=3), "v": W(size=3) ** 2},
     ),
     case("AveragePool", "1x2x6x5", kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 1, 1], ceil_mode=1),
-    case(
-        "AveragePool", "1x2x6", kernel_shape=[3], strides=[2], pads=[1, 1], count_include_pad=1, ceil_mode=1
-    ),
+    case("AveragePool", "1x2x6", kernel_shape=[3], strides=[2], pads=[1, 1], count_include_pad=1, ceil_mode=1),
     case("AveragePool", "1x1x5x5", kernel_shape=[2, 3], auto_pad="SAME_UPPER", dilations=[1, 1]),
     case("GlobalAveragePool", "2x2x3x2"),
     case("MaxPool", "2x2x7", kernel_shape=[3], strides=[1], dilations=[2], pads=[1, 1]),
-    case(
-        "MaxPool", "1x2x5x4", kernel_shape=[3, 2], strides=[2, 2], ceil_mode=1, storage_order=1, outputs="y,i"
-    ),
+    case("MaxPool", "1x2x5x4", kernel_shape=[3, 2], strides=[2, 2], ceil_mode=1, storage_order=1, outputs="y,i"),
     case("MaxPool", "1x2x5x4", kernel_shape=[2, 2], auto_pad="SAME_LOWER"),
     case("GlobalMaxPool", "2x2x3x2"),
     case("ReduceMax", "2x3x4", {"axes": np.array([0, -1])}, keepdims=0),
     case("ReduceMin", "2x3x4", axes=[1], opset=13),
-    *(
-        case(op, "2x3x2", {"axes": np.array([1])})
-        for op in ("ReduceSum", "ReduceMean", "ReduceL2", "ReduceLogSumExp")
-    ),
+    *(case(op, "2x3x2", {"axes": np.array([1])}) for op in ("ReduceSum", "ReduceMean", "ReduceL2", "ReduceLogSumExp")),
     *(case(op, "2x3x2") for op in ("ReduceL1", "ReduceSumSquare")),
     case("ReduceLogSum", "2x3", positive=True, keepdims=0),
     *(case(op, "2x3,3") for op in ("Add", "Sub", "Mul")),
@@ -398,10 +379,7 @@ CASES = [
         "5x4",
         {"b": np.array([4, 0]), "e": np.array([0, 4]), "a": np.array([0, 1]), "s": np.array([-2, 3])},
     ),
-    *(
-        case("Pad", "4x3", {"p": np.array([1, 0, 2, 1])}, mode=mode)
-        for mode in ("reflect", "edge", "wrap", "constant")
-    ),
+    *(case("Pad", "4x3", {"p": np.array([1, 0, 2, 1])}, mode=mode) for mode in ("reflect", "edge", "wrap", "constant")),
     case("Pad", "4x3", {"p": np.array([1, 0, 2, 1]), "v": np.array(5.0)}),
     case("Gather", "4x3", {"i": np.array([[0, -1], [2, 0]])}, axis=0),
     case("GatherElements", "3x3", {"i": np.array([[0, 0, 2], [1, 1, 1]])}, axis=0),
@@ -420,18 +398,12 @@ CASES = [
     case("PRelu", "2x3x2", {"s": W(size=(3, 1))}),
     case("Clip", "3x4", {"lo": np.array(-0.4), "hi": np.array(0.6)}),
     case("Clip", "3x4", min=-0.5, opset=6),
-    *(
-        case(op, "3x4")
-        for op in ("LeakyRelu", "Elu", "Selu", "Celu", "ThresholdedRelu", "HardSigmoid", "Shrink")
-    ),
+    *(case(op, "3x4") for op in ("LeakyRelu", "Elu", "Selu", "Celu", "ThresholdedRelu", "HardSigmoid", "Shrink")),
     case("Celu", "3x4", alpha=0.3),
     case("Gelu", "3x4"),
     case("Gelu", "3x4", approximate="tanh"),
     case("Swish", "3x4", opset=24, alpha=1.5),
-    *(
-        case(op, "3x4")
-        for op in ("Relu", "Sigmoid", "Tanh", "Softplus", "Softsign", "HardSwish", "Erf", "Mish", "Exp")
-    ),
+    *(case(op, "3x4") for op in ("Relu", "Sigmoid", "Tanh", "Softplus", "Softsign", "HardSwish", "Erf", "Mish", "Exp")),
     *(case(op, "3x4") for op in ("Abs", "Neg", "Sin", "Cos", "Atan", "Sinh", "Cosh", "Asinh")),
     *(case(op, "3x4", positive=True) for op in ("Log", "Sqrt", "Reciprocal")),
 ]

@@ -48,6 +48,7 @@ POOLS: list[Case] = [
         )
         for side, k, s, p in itertools.product(("UPPER", "LOWER"), (3, 4), (1, 2, 3), (0, 1))
     ),
+    ((2, 4), "kernel_shape = [2], strides = [2], pads = [0, 1], ceil_mode = 1"),  # the last window would start outside
 ]
 OPERATORS = ("AveragePool", "GlobalAveragePool")
 LETTERS = "CHWD"
@@ -119,7 +120,7 @@ def test_the_divisor_is_onnx_runtimes(sizes: str) -> None:
         got = laws.run(explainer, {"x": x, "x_reference": -x, "target_weights": seeds})["x_multipliers"]
         np.testing.assert_allclose(got[:, 0], jacobian, rtol=0, atol=1e-6, err_msg=spec)
     assert all("shape inference" in reason for reason in refused)
-    assert len(refused) <= (0.1 * len(attributes()) if sizes == "static" else 0)
+    assert len(refused) <= (0.05 * len(attributes()) if sizes == "static" else 0)
 
 
 @pytest.mark.parametrize("case", POOLS[:24], ids=str)
@@ -138,7 +139,6 @@ def test_half_precision(case: Case) -> None:
 @pytest.mark.parametrize(
     ("case", "sizes", "reason"),
     [
-        (((2, 4), "kernel_shape = [2], strides = [2], pads = [0, 1], ceil_mode = 1"), "static", "shape inference"),
         (((2, 9), 'kernel_shape = [2], dilations = [2], auto_pad = "SAME_UPPER"'), "static", "shape inference"),
         (
             ((2, 9), 'kernel_shape = [2], strides = [4], dilations = [2], auto_pad = "SAME_UPPER"'),
