@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxlift.batch import Batch
 from onnxlift.errors import OptionError, RuleError
 from onnxlift.flow import Flow, ancestors, dependents, names, reads
 from onnxlift.graph import Dim, Graph, Shape
@@ -23,18 +24,6 @@ REFERENCES = "references"
 """The symbol of the axis that counts references (K)."""
 PAIRS = "pairs"
 """The symbol of an axis that counts pairs of a sample and a reference of its own (N * K)."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The leading axis shared by the inputs and the explained tensor; `dim` is its extent or symbol.
-
-    `led`: every tensor on the path has this very axis in front, so that a run with another extent is sound and
-    values of N samples and of K references can be brought together row by row.
-    """
-
-    dim: Dim
-    led: bool
 
 
 @dataclass(frozen=True)
@@ -111,55 +100,17 @@ def _rows_and(rest: Sequence[Dim], tensor: Tensor) -> Tensor | list[int]:
     return concat([tensor.emitter.ints([-1]), shape_of(tensor, start)], axis=0)
 
 
-def find_batch(graph: Graph, flow: Flow, given: Sequence[str]) -> Batch | None:
-    """The batch axis, or None where inputs and explained tensor share no leading axis.
-
-    A leading extent of the explained tensor that shape inference could not tell is taken for the batch.
-    """
-    shapes = [graph.shape(graph.tensors[name]) for name in (*given, flow.target)]
-    if any(shape is not None and not shape for shape in shapes):
-        return None
-    *leads, last = [shape[0] if shape else None for shape in shapes]
-    if len(set(leads)) != 1 or leads[0] is None:
-        return None
-    dim = leads[0]
-    if last == dim:
-        return Batch(dim, isinstance(dim, str) and _is_led(graph, flow, dim))
-    others = {size for shape in shapes[:-1] for size in (shape or ())[1:]}
-    unknown = isinstance(dim, str) and not isinstance(last, int) and last not in others
-    return Batch(dim, led=False) if unknown else None
-
-
-def _is_led(graph: Graph, flow: Flow, batch: str) -> bool:
-    """Whether samples stay apart on the leading axis of everything that the backward walk will touch."""
-
-    def shape(name: str) -> Shape:
-        return graph.shape(graph.tensors[name])
-
-    rerun = dependents(graph, flow.sources, through_shapes=True)
-    for step in flow.steps:
-        for name in (*names(step.node.inputs), *names(step.node.outputs)):
-            dims = shape(name)
-            leads = dims is not None and dims[:1] == (batch,) and not _mentions(batch, dims[1:])
-            if (name in flow.active or (name in rerun and _mentions(batch, dims))) and not leads:
-                return False
-    for node in graph.nodes:  # what the reference run shares with the input run must not hold samples
-        if not rerun.isdisjoint(names(node.outputs)):
-            shared = [name for name in names(node.inputs) if name not in rerun]
-            if any(_mentions(batch, shape(name)) for name in shared if not graph.is_constant(graph.tensors[name])):
-                return False
-    return True
-
-
-def _mentions(batch: str, shape: Shape) -> bool:
-    """Whether an extent depends on the batch, as "batch" or in a product such as "4*batch", or may do so."""
-    return shape is None or any(dim is None or (isinstance(dim, str) and batch in dim.split("*")) for dim in shape)
-
-
 def given_inputs(graph: Graph, sources: Sequence[str]) -> list[str]:
     """The graph inputs that need a reference: attributed ones, and those that attributed tensors come from."""
     above = ancestors(graph, sources)
     return [name for name in graph.inputs if name in above]
+
+
+def are_several(spec: ReferenceSpec) -> bool:
+    """Whether contributions are to be averaged over references, for a model with a batch axis."""
+    if isinstance(spec, str):
+        return spec in ("shared", "grouped")
+    return any(np.ndim(array) > 0 and len(array) > 1 for array in spec.values())
 
 
 def run_twice(
@@ -179,7 +130,7 @@ def run_twice(
     kind = spec if isinstance(spec, str) else "baked"
     inputs = {name: emitter.tensor(name) for name in given}
     arrays = {} if isinstance(spec, str) else _checked(spec, inputs, batch)
-    several = kind in ("shared", "grouped") or any(len(array) > 1 for array in arrays.values() if batch)
+    several = (batch is not None and are_several(spec)) or kind in ("shared", "grouped")
     if several and (batch is None or not isinstance(batch.dim, str)):
         raise OptionError(
             "several references need a batch axis of unknown size in front of every input and of the explained "

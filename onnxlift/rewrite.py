@@ -15,6 +15,7 @@ import onnx
 
 import onnxlift.rules  # noqa: F401 - fills the registry
 from onnxlift import registry
+from onnxlift.batch import find_batch, fix_batch, free_batch
 from onnxlift.errors import OptionError, RuleError
 from onnxlift.explainer import EMITS, METADATA_KEY, Results
 from onnxlift.files import load, save
@@ -22,7 +23,7 @@ from onnxlift.flow import Flow, Problem, dependents, is_float, trace
 from onnxlift.graph import Graph
 from onnxlift.model import normal_form
 from onnxlift.plan import Plan, resolve
-from onnxlift.reference import ReferenceSpec, find_batch, given_inputs, run_twice
+from onnxlift.reference import ReferenceSpec, are_several, given_inputs, run_twice
 from onnxlift.target import TargetSpec, explained_tensor, seed
 from onnxlift.tensor import Emitter
 from onnxlift.walk import Walk
@@ -91,7 +92,7 @@ def rewrite(
         to pass nodes without a rule; all of them are named.
     """
     options = Options(inputs, output, target, reference, rule, plan, pre_activation, tuple(expose), tuple(emit))
-    return _Rewriter(normal_form(load(model)), options).run()
+    return _rewriter(load(model), options).run()
 
 
 def rewrite_file(
@@ -118,7 +119,7 @@ def rewrite_file(
         raise OptionError(f"{os.fspath(destination)!r} is the model itself; give the explainer another name")
     keep = folder == beside
     model = load(source, weights=not keep)
-    explainer = _Rewriter(normal_form(model, folder=folder if keep else None), options).run()
+    explainer = _rewriter(model, options, folder if keep else None).run()
     save(explainer, destination)
     return explainer
 
@@ -150,8 +151,7 @@ def inspect(model: Model, **options: object) -> Inspection:
 
 def rewrite_with_residuals(model: Model, options: Options) -> tuple[onnx.ModelProto, dict[str, str]]:
     """The explainer with one more output per node: what its rule fails to conserve. Output name -> node name."""
-    rewriter = _Rewriter(normal_form(load(model)), options)
-    explainer = rewriter.run(measure=True)
+    explainer = _rewriter(load(model), options).run(measure=True)
     ends = "/residual"
     names = [output.name for output in explainer.graph.output if output.name.endswith(ends)]
     return explainer, {name: name.removesuffix(ends) for name in names}
@@ -165,11 +165,27 @@ class _Refused(RuleError):
         self.problems = problems
 
 
-class _Rewriter:
-    """One rewriting: the choices that the options leave open, then the steps."""
+def _rewriter(model: onnx.ModelProto, options: Options, folder: Path | None = None) -> _Rewriter:
+    """The rewriter for a model. Several references need a free batch axis: a fixed one is freed where it can be."""
+    normal = normal_form(model, folder=folder)
+    rewriter = _Rewriter(normal, options)
+    size = rewriter.batch.dim if rewriter.batch else None
+    if isinstance(size, int) and are_several(options.reference):
+        freed = _Rewriter(normal_form(free_batch(normal, size)), options, fixed=size)
+        if freed.batch is not None and freed.batch.led:
+            return freed
+    return rewriter
 
-    def __init__(self, model: onnx.ModelProto, options: Options) -> None:
+
+class _Rewriter:
+    """One rewriting: the choices that the options leave open, then the steps.
+
+    `fixed`: the size of the model's batch axis, where `model` has it freed.
+    """
+
+    def __init__(self, model: onnx.ModelProto, options: Options, *, fixed: int | None = None) -> None:
         self.options = options
+        self.fixed = fixed
         self.plan = resolve(options.rule, options.plan)
         self.graph = Graph(model)
         self.emitter = Emitter(self.graph)
@@ -190,7 +206,10 @@ class _Rewriter:
         results.write(self.originals, self.options.emit, self.options.expose)
         if self.stepped_over:
             log.info("explaining %r, the input of %s", self.output, self.stepped_over)
-        return self.graph.export({METADATA_KEY: json.dumps(self._description())})
+        explainer = self.graph.export({METADATA_KEY: json.dumps(self._description())})
+        if self.fixed is not None and self.batch is not None:
+            fix_batch(explainer, self.batch.dim, self.fixed)
+        return explainer
 
     def walk(self, *, measure: bool = False) -> Results:
         """Emit the run at the reference and the walk back."""

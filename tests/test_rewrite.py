@@ -150,6 +150,28 @@ def test_references_of_a_fixed_batch() -> None:
         is_complete(got, (logits(X) - logits(r))[:, 0])
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_several_references_of_a_model_with_a_fixed_batch(batch: int) -> None:
+    """As PyTorch exports it by default: the batch is in the input and in the shapes of Reshape nodes."""
+    body = "c = Conv (x, k) a = Relu (c) f = Reshape (a, s) y = Gemm (f, w)"
+    constants = {"k": normal(2, 1, 2, 2), "w": normal(18, 3)}
+
+    def network(size: str) -> onnx.ModelProto:
+        shape = np.array([batch if size.isdigit() else 0, 18])
+        return laws.model(f"g (float[{size}, 1, 4, 4] x) => (float[{size}, 3] y) {{ {body} }}", s=shape, **constants)
+
+    x, r = normal(batch, 1, 4, 4), normal(3, 1, 4, 4)
+    for reference, feed in (("shared", r), ("grouped", np.repeat(r[None], batch, axis=0)), ({"x": r}, None)):
+        more = {} if feed is None else {"x_reference": feed}
+        fixed = explain(network(str(batch)), {"x": x, **more}, target=1, reference=reference)
+        free = explain(network("N"), {"x": x, **more}, target=1, reference=reference)
+        np.testing.assert_allclose(fixed["x_contributions"], free["x_contributions"], atol=1e-6)
+        assert fixed["completeness_gap"].shape == (batch,)
+    explainer = onnxlift.rewrite(network(str(batch)), target=1, reference="shared")
+    sizes = [dim.dim_value or dim.dim_param for dim in explainer.graph.input[0].type.tensor_type.shape.dim]
+    assert sizes == [batch, 1, 4, 4]
+
+
 def test_several_references_run_the_model_n_plus_k_times_only() -> None:
     explainer = onnxlift.rewrite(classifier(), target=0, reference="shared")
     forward = [node for node in explainer.graph.node if node.op_type == "Gemm" and "multiplier" not in node.output[0]]
@@ -385,9 +407,16 @@ def test_int_inputs_are_refused_with_a_hint() -> None:
         onnxlift.rewrite(only_ids, target="weights")
 
 
-def test_several_references_need_a_dynamic_batch() -> None:
+def test_several_references_need_a_batch_that_can_be_freed() -> None:
+    model = laws.model(
+        "g (float[2, 6] x) => (float[2, 3, 2] y) { a = Reshape (x, s) b = Transpose <perm = [1, 0, 2]> (a) "
+        "c = MatMul (b, w) d = Transpose <perm = [1, 0, 2]> (c) y = Add (d, e) }",
+        s=np.array([2, 3, 2]),
+        w=normal(3, 2, 2),
+        e=normal(2, 1, 1),
+    )
     with pytest.raises(onnxlift.OptionError, match="dynamic batch axis"):
-        onnxlift.rewrite(classifier(batch="1"), target=0, reference="shared")
+        onnxlift.rewrite(model, target="weights", reference="shared")
 
 
 def test_a_name_collision_is_refused() -> None:
