@@ -25,7 +25,8 @@ from rich.table import Table
 import onnxlift
 
 SAMPLES = 4
-TOLERANCE = 1e-4
+TOLERANCE = {"float32": 1e-4, "float16": 5e-3}
+"""Of the gap relative to the difference, by the precision of the explained tensor."""
 
 
 @dataclass
@@ -53,7 +54,7 @@ def attempt(path: Path) -> Row:
     off = max((relative(got[name], value) for name, value in expected.items() if value.dtype.kind == "f"), default=0)
     return Row(
         path.name,
-        "complete" if gap.max() <= TOLERANCE else "NOT COMPLETE",
+        "complete" if gap.max() <= TOLERANCE[precision(model)] else "NOT COMPLETE",
         f"{difference.min():.2g} .. {difference.max():.2g}",
         f"{gap.max():.1e}",
         f"{off:.0e}",
@@ -115,6 +116,11 @@ def run(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str, np.nda
     names = [value.name for value in session.get_outputs()]
     wanted = {value.name: feed[value.name] for value in session.get_inputs()}
     return {k: np.asarray(v) for k, v in zip(names, session.run(names, wanted), strict=True)}
+
+
+def precision(model: onnx.ModelProto) -> str:
+    half = any(value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16 for value in model.graph.output)
+    return "float16" if half else "float32"
 
 
 def relative(got: np.ndarray, expected: np.ndarray) -> float:
