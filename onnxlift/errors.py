@@ -23,3 +23,7 @@ class RuleError(OnnxliftError):
 
 class DataError(OnnxliftError):
     """The arrays to explain do not fit the explainer: shape, dtype, missing name, NaN."""
+
+
+class Unsupported(Exception):
+    """A rule exists for an operator but not for this node; says why. Never seen outside: a RuleError lists them all."""

@@ -20,10 +20,6 @@ RuleFunction = Callable[["Site"], "Sequence[Tensor | None]"]
 AI_ONNX_ML = "ai.onnx.ml"
 
 
-class Unsupported(Exception):
-    """A rule exists for the operator but not for this node; the message says why."""
-
-
 @dataclass(frozen=True)
 class Rule:
     """How the multipliers of one operator's inputs follow from those of its outputs.

@@ -8,8 +8,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from onnxlift.errors import Unsupported
 from onnxlift.graph import Shape
-from onnxlift.registry import Unsupported
 from onnxlift.tensor import Array, Emitter, Tensor, concat, expand, reduce_sum, reshape, shape_of
 
 _NO_DEFAULT = object()

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from onnxlift import registry
+from onnxlift.errors import Unsupported
 from onnxlift.flow import Flow, Problem, Step
 from onnxlift.plan import Plan
 from onnxlift.reference import Runs
@@ -99,7 +100,7 @@ class Walk:
         )
         try:
             edges = list(_edges(site, rule))
-        except registry.Unsupported as refusal:
+        except Unsupported as refusal:
             self.problems.append(Problem(node, f"rule {rule.name!r}: {refusal}"))
             return
         for value, m in edges:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from math import pi
 from math import sqrt as root
 
-from onnxlift.registry import Unsupported, rule
+from onnxlift.registry import rule
 from onnxlift.site import Site, Value
 from onnxlift.tensor import (
     Tensor,
@@ -291,7 +291,7 @@ def power(site: Site) -> list[Tensor | None]:
     """m_x = dy/dx m_y, for x^p with constant p and for b^x with constant b > 0."""
     base, exponent = site.input(0), site.input(1)
     if base.active and exponent.active:
-        raise Unsupported("base and exponent both depend on the attributed inputs")
+        site.refuse("base and exponent both depend on the attributed inputs")
     if exponent.active:
         scale = log(base.x)
         return [None, site.m * exp_slope(site.y.x, site.y.r, exponent.d * scale) * scale]
