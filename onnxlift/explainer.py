@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxlift.errors import OptionError
+from onnxlift.functions import cast, concat, expand, reduce_mean, reduce_sum, reshape, shape_of
 from onnxlift.graph import Handle
 from onnxlift.reference import PAIRS, Crossed
 from onnxlift.site import Value
 from onnxlift.target import weighted_sum
-from onnxlift.tensor import Tensor, cast, concat, expand, reduce_mean, reduce_sum, reshape, shape_of
+from onnxlift.tensor import Tensor
 from onnxlift.walk import Walk
 
 METADATA_KEY = "onnxlift"

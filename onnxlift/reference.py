@@ -14,9 +14,10 @@ import numpy as np
 from onnxlift.batch import Batch
 from onnxlift.errors import OptionError, RuleError
 from onnxlift.flow import Flow, ancestors, dependents, names, reads
+from onnxlift.functions import concat, expand, reshape, shape_of, unsqueeze
 from onnxlift.graph import Dim, Graph, Shape
 from onnxlift.site import Pairing
-from onnxlift.tensor import Array, Emitter, Tensor, concat, expand, reshape, shape_of, unsqueeze
+from onnxlift.tensor import Array, Emitter, Tensor
 
 ReferenceSpec = str | Mapping[str, Array]
 

@@ -9,8 +9,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from onnxlift.errors import Unsupported
+from onnxlift.functions import concat, expand, reduce_sum, reshape, shape_of
 from onnxlift.graph import Shape
-from onnxlift.tensor import Array, Emitter, Tensor, concat, expand, reduce_sum, reshape, shape_of
+from onnxlift.tensor import Array, Emitter, Tensor
 
 _NO_DEFAULT = object()
 

@@ -12,20 +12,9 @@ import numpy as np
 
 from onnxlift.errors import OptionError
 from onnxlift.flow import is_float, names
+from onnxlift.functions import cast, logical_and, reduce_sum, reshape, shape_of, slice_axis, unsqueeze, where
 from onnxlift.graph import Graph
-from onnxlift.tensor import (
-    INT64,
-    Emitter,
-    Tensor,
-    cast,
-    logical_and,
-    reduce_sum,
-    reshape,
-    shape_of,
-    slice_axis,
-    unsqueeze,
-    where,
-)
+from onnxlift.tensor import INT64, Emitter, Tensor
 
 TargetSpec = int | Sequence[int] | str | None
 

@@ -12,10 +12,11 @@ import numpy as np
 from onnxlift import registry
 from onnxlift.errors import Unsupported
 from onnxlift.flow import Flow, Problem, Step
+from onnxlift.functions import cast
 from onnxlift.plan import Plan
 from onnxlift.reference import Runs
 from onnxlift.site import Site, Value, unbroadcast
-from onnxlift.tensor import FLOAT32, Emitter, Tensor, cast
+from onnxlift.tensor import FLOAT32, Emitter, Tensor
 
 Edge = tuple[Value, Tensor]
 """An input of a node and the multiplier that the node's rule gives it."""

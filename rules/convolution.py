@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from onnxlift.functions import concat, reduce_sum, reshape, shape_of, transpose
 from onnxlift.registry import rule
 from onnxlift.rules.windows import LAST, Window, known, mirrored_pads, numbers, transposed, windows
 from onnxlift.site import Site, Value
-from onnxlift.tensor import Tensor, concat, reduce_sum, reshape, shape_of, transpose
+from onnxlift.tensor import Tensor
 
 FEW_CHANNELS = 12
 """Below so many input channels (per group) ONNX Runtime's ConvTranspose beats its Conv by 1.5 to 8 times on the CPU;

@@ -14,25 +14,10 @@ from collections.abc import Callable
 from math import pi
 from math import sqrt as root
 
+from onnxlift.functions import absolute, cast, clip, erf, exp, log, maximum, minimum, sigmoid, sqrt, tanh, where
 from onnxlift.registry import rule
 from onnxlift.site import Site, Value
-from onnxlift.tensor import (
-    Tensor,
-    absolute,
-    cast,
-    clip,
-    erf,
-    exp,
-    limits,
-    log,
-    maximum,
-    minimum,
-    sigmoid,
-    sqrt,
-    tanh,
-    unary,
-    where,
-)
+from onnxlift.tensor import Tensor, limits, unary
 
 Slope = Callable[[Site], Tensor]
 SLOPES: dict[str, Slope] = {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from onnxlift.functions import cast, reshape, sqrt, unsqueeze
 from onnxlift.registry import AI_ONNX_ML, rule
 from onnxlift.site import Site
-from onnxlift.tensor import Tensor, cast, reshape, sqrt, unsqueeze
+from onnxlift.tensor import Tensor
 
 
 @rule("linear", "Add", "Sum", broadcasts=True)

@@ -21,20 +21,11 @@ from functools import partial, reduce
 
 import numpy as np
 
-from onnxlift.registry import rule
-from onnxlift.rules.elementwise import quotient
-from onnxlift.rules.linear import reduced_axes
-from onnxlift.site import Site, Value
-from onnxlift.tensor import (
-    BOOL,
-    INT64,
-    Array,
-    Tensor,
+from onnxlift.functions import (
     arange,
     cast,
     clip,
     gather_elements,
-    limits,
     logical_and,
     logical_or,
     maximum,
@@ -46,6 +37,11 @@ from onnxlift.tensor import (
     where,
     widen,
 )
+from onnxlift.registry import rule
+from onnxlift.rules.elementwise import quotient
+from onnxlift.rules.linear import reduced_axes
+from onnxlift.site import Site, Value
+from onnxlift.tensor import BOOL, INT64, Array, Tensor, limits
 
 INT32 = np.dtype(np.int32)
 MINIMA = ("Min", "ReduceMin")

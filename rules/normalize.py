@@ -7,17 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxlift.registry import rule
-from onnxlift.rules.elementwise import tanh_over
-from onnxlift.rules.linear import reduced_axes
-from onnxlift.site import Site, Value, unbroadcast
-from onnxlift.tensor import (
-    Tensor,
+from onnxlift.functions import (
     absolute,
     cast,
     clip,
     exp,
-    limits,
     log,
     maximum,
     reduce_max,
@@ -28,10 +22,14 @@ from onnxlift.tensor import (
     sigmoid,
     sqrt,
     tanh,
-    unary,
     unsqueeze,
     widen,
 )
+from onnxlift.registry import rule
+from onnxlift.rules.elementwise import tanh_over
+from onnxlift.rules.linear import reduced_axes
+from onnxlift.site import Site, Value, unbroadcast
+from onnxlift.tensor import Tensor, limits, unary
 
 # --- softmax ---------------------------------------------------------------------------------------------------------
 #

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from onnxlift.functions import cast, concat, maximum, minimum, reshape
 from onnxlift.registry import rule
 from onnxlift.rules.windows import Window, fit, known, mirrored_pads, numbers, transposed, windows
 from onnxlift.site import Site
-from onnxlift.tensor import INT64, Tensor, cast, concat, maximum, minimum, reshape
+from onnxlift.tensor import INT64, Tensor
 
 
 @rule("linear", "GlobalAveragePool")

@@ -5,9 +5,10 @@ With a constant factor (b = b0) it is the factor itself: the linear rule is the 
 
 from __future__ import annotations
 
+from onnxlift.functions import swap_last, unsqueeze, where
 from onnxlift.registry import rule
 from onnxlift.site import Site, Value, unbroadcast
-from onnxlift.tensor import Tensor, swap_last, unsqueeze, where
+from onnxlift.tensor import Tensor
 
 
 @rule("midpoint", "Mul", broadcasts=True)

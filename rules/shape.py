@@ -6,11 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxlift.registry import rule
-from onnxlift.site import Site, Value, unbroadcast
-from onnxlift.tensor import (
-    INT64,
-    Tensor,
+from onnxlift.functions import (
     cast,
     concat,
     expand,
@@ -25,6 +21,9 @@ from onnxlift.tensor import (
     unsqueeze,
     where,
 )
+from onnxlift.registry import rule
+from onnxlift.site import Site, Value, unbroadcast
+from onnxlift.tensor import INT64, Tensor
 
 
 @rule("movement", "Identity", "Dropout")

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from onnxlift.functions import concat, maximum
 from onnxlift.site import Site
-from onnxlift.tensor import Tensor, concat, maximum
+from onnxlift.tensor import Tensor
 
 LAST = 2**63 - 1
 
