@@ -9,7 +9,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnxlift.flow import Flow, dependents, names
-from onnxlift.graph import Dim, Graph, Shape
+from onnxlift.graph import Dim, Graph, Node, Shape
 from onnxlift.protobuf import Namer, integer_attribute
 
 
@@ -37,11 +37,40 @@ def find_batch(graph: Graph, flow: Flow, given: Sequence[str]) -> Batch | None:
     if len(set(leads)) != 1 or leads[0] is None:
         return None
     dim = leads[0]
+    if isinstance(dim, str) and _mixes(graph, flow, dim):
+        return None
     if last == dim:
         return Batch(dim, isinstance(dim, str) and _is_led(graph, flow, dim))
     others = {size for shape in shapes[:-1] for size in (shape or ())[1:]}
-    unknown = isinstance(dim, str) and not isinstance(last, int) and last not in others
+    unknown = isinstance(dim, str) and not isinstance(last, int) and last not in others and not _holds(dim, last)
     return Batch(dim, led=False) if unknown else None
+
+
+def _mixes(graph: Graph, flow: Flow, batch: str) -> bool:
+    """Whether the path computes along the axis that leads the inputs: it counts tokens or rows then, not samples."""
+    for step in flow.steps:
+        shapes = [graph.shape(graph.tensors[name]) for name in names(step.node.outputs) if name in flow.active]
+        if any(shape is not None and shape.count(batch) > 1 for shape in shapes):
+            return True
+        x = graph.shape(step.node.inputs[0])
+        if x and x[0] == batch and _works_along_the_first_axis(step.node, len(x)):
+            return True
+    return False
+
+
+def _works_along_the_first_axis(node: Node, rank: int) -> bool:
+    match node.op:
+        case "Softmax" | "LogSoftmax" | "LayerNormalization":
+            return bool(node.attrs.get("axis", -1) % rank == 0)
+        case "CumSum":
+            axis = Graph.value(node.inputs[1])
+            return axis is None or int(axis.item()) % rank == 0
+        case "Trilu":
+            return rank == 2
+        case "Slice":
+            steps = Graph.value(node.inputs[4]) if len(node.inputs) > 4 else None
+            return steps is not None and bool((steps < 0).any())
+    return False
 
 
 def _is_led(graph: Graph, flow: Flow, batch: str) -> bool:
@@ -57,17 +86,29 @@ def _is_led(graph: Graph, flow: Flow, batch: str) -> bool:
             leads = dims is not None and dims[:1] == (batch,) and not _mentions(batch, dims[1:])
             if (name in flow.active or (name in rerun and _mentions(batch, dims))) and not leads:
                 return False
+    others = other_leads(graph, batch)
     for node in graph.nodes:  # what the reference run shares with the input run must not hold samples
         if not rerun.isdisjoint(names(node.outputs)):
             shared = [name for name in names(node.inputs) if name not in rerun]
-            if any(_mentions(batch, shape(name)) for name in shared if not graph.is_constant(graph.tensors[name])):
+            dims = [shape(name) for name in shared if not graph.is_constant(graph.tensors[name])]
+            if any(_mentions(batch, dim) or (dim and dim[0] in others) for dim in dims):
                 return False
     return True
 
 
+def other_leads(graph: Graph, batch: Dim) -> dict[Dim, str]:
+    """Symbols that lead other graph inputs and may be the batch by another name, with one of these inputs."""
+    leads = {shape[0]: name for name in graph.inputs if (shape := graph.shape(graph.tensors[name]))}
+    return {dim: name for dim, name in leads.items() if isinstance(dim, str) and dim != batch}
+
+
 def _mentions(batch: str, shape: Shape) -> bool:
     """Whether an extent depends on the batch, as "batch" or in a product such as "4*batch", or may do so."""
-    return shape is None or any(dim is None or (isinstance(dim, str) and batch in dim.split("*")) for dim in shape)
+    return shape is None or any(dim is None or _holds(batch, dim) for dim in shape)
+
+
+def _holds(batch: str, dim: Dim) -> bool:
+    return isinstance(dim, str) and batch in dim.split("*")
 
 
 def free_batch(model: ModelProto, size: int) -> ModelProto:

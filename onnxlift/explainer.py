@@ -60,8 +60,10 @@ class Results:
         self.graph.set_outputs(outputs)
 
     def multiplier(self, name: str) -> Tensor:
-        """The multiplier of a tensor that importance passes through."""
+        """The multiplier of a tensor that importance passes through; 0 for an input that its node does not use."""
         m = self.walk.multiplier(name)
+        if m is None and name in self.walk.flow.sources:
+            return self.walk.value(name).zeros()
         if m is None:
             raise OptionError(f"no importance passes through tensor {name!r}, so that it cannot be exposed")
         return m

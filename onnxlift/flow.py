@@ -18,6 +18,17 @@ from onnxlift.graph import Graph, Handle, Node
 SHAPE_ONLY = frozenset(("Shape", "Size", "EyeLike", "RandomNormalLike", "RandomUniformLike"))
 """Operators that look at the shape of their input, never at its values."""
 
+VALUE_SHAPED = frozenset(("NonZero", "Compress", "Unique", "NonMaxSuppression", "ConstantOfShape", "Range"))
+"""Operators whose output's shape varies with the values of any input."""
+
+SHAPED_BY = frozenset(
+    ("Reshape Expand Slice Pad Tile TopK Resize OneHot Split Unsqueeze Squeeze CenterCropPad Upsample").split()
+)
+"""Operators whose output's shape varies with the values of their integer inputs."""
+
+RANDOM = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial".split())
+"""Operators that give something else each time."""
+
 ELEMENTWISE_CONDITIONS = frozenset(
     (
         "Equal Less LessOrEqual Greater GreaterOrEqual And Or Xor Not IsNaN IsInf Cast Identity Sign Floor Ceil "
@@ -81,10 +92,20 @@ def dependents(graph: Graph, sources: Iterable[str], *, through_shapes: bool = F
     `through_shapes`: also what changes only because the shape of a source does.
     """
     reached = set(sources)
+    sized: set[str] = set()  # tensors whose very shape varies with values
     for node in graph.nodes:
-        if (through_shapes or node.op not in SHAPE_ONLY) and not reached.isdisjoint(reads(node)):
+        inputs = reads(node)
+        varying = [name for name in inputs if name in reached]
+        if not sized.isdisjoint(inputs) or (varying and _is_sized(graph, node, varying)):
+            sized.update(names(node.outputs))
+        looks_at_values = node.op not in SHAPE_ONLY or through_shapes or not sized.isdisjoint(inputs)
+        if varying and looks_at_values:
             reached.update(names(node.outputs))
     return reached
+
+
+def _is_sized(graph: Graph, node: Node, varying: Sequence[str]) -> bool:
+    return node.op in VALUE_SHAPED or (node.op in SHAPED_BY and any(not is_float(graph, name) for name in varying))
 
 
 def ancestors(graph: Graph, tensors: Iterable[str]) -> set[str]:

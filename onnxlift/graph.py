@@ -8,7 +8,6 @@ quadratic).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -16,10 +15,11 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxlift.protobuf import SMALL
 
-logging.getLogger("onnx_graphsurgeon").setLevel(logging.ERROR)
+G_LOGGER.severity = G_LOGGER.ERROR
 
 Dim = int | str | None
 Shape = tuple[Dim, ...] | None
@@ -83,8 +83,9 @@ class Graph:
 
     @staticmethod
     def set_shape(handle: Handle, shape: Shape) -> None:
-        """Replace what is known of a tensor's shape."""
-        handle.shape = _exported(shape)
+        """Replace what is known of a computed tensor's shape; a constant has its own."""
+        if not isinstance(handle, gs.Constant):
+            handle.shape = _exported(shape)
 
     @staticmethod
     def value(handle: Handle) -> np.ndarray[Any, Any] | None:
@@ -187,7 +188,9 @@ class Graph:
                 for subgraph in node.subgraphs(recursive=True):
                     needed.update(id(handle) for inner in subgraph.nodes for handle in inner.inputs)
         self._graph.nodes = kept[::-1]
+        self._hide_types()
         proto = gs.export_onnx(self._graph, do_type_check=False)
+        self._restore_types(proto.graph)
         model = onnx.ModelProto()
         model.CopyFrom(self._model_without_graph())
         model.graph.CopyFrom(proto.graph)
@@ -199,6 +202,21 @@ class Graph:
             entry = model.metadata_props.add()
             entry.key, entry.value = key, value
         return model
+
+    def _hide_types(self) -> None:
+        """GraphSurgeon can write the types of tensors and of sequences of them only; ONNX Runtime infers the others."""
+        for graph in (self._graph, *self._graph.subgraphs(recursive=True)):
+            for handle in (*graph.inputs, *graph.outputs, *graph.tensors().values()):
+                if getattr(handle, "type", "tensor_type") not in ("tensor_type", "sequence_type"):
+                    handle.dtype = handle.shape = None
+
+    def _restore_types(self, graph: onnx.GraphProto) -> None:
+        """Of the model's own tensors that are something else (sequence, map, optional), the types as they were."""
+        own = self._model.graph
+        types = {value.name: value.type for value in (*own.input, *own.output, *own.value_info)}
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            if value.name in types and not types[value.name].HasField("tensor_type"):
+                value.type.CopyFrom(types[value.name])
 
     def _model_without_graph(self) -> onnx.ModelProto:
         bare = onnx.ModelProto(

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxlift.batch import Batch
+from onnxlift.batch import Batch, other_leads
 from onnxlift.errors import OptionError, RuleError
-from onnxlift.flow import Flow, ancestors, dependents, names, reads
+from onnxlift.flow import RANDOM, Flow, ancestors, dependents, names, reads
 from onnxlift.functions import concat, expand, reshape, shape_of, unsqueeze
 from onnxlift.graph import Dim, Graph, Shape
 from onnxlift.site import Pairing
@@ -111,7 +111,7 @@ def are_several(spec: ReferenceSpec) -> bool:
     """Whether contributions are to be averaged over references, for a model with a batch axis."""
     if isinstance(spec, str):
         return spec in ("shared", "grouped")
-    return any(np.ndim(array) > 0 and len(array) > 1 for array in spec.values())
+    return isinstance(spec, Mapping) and any(np.ndim(array) > 0 and len(array) > 1 for array in spec.values())
 
 
 def run_twice(
@@ -128,6 +128,8 @@ def run_twice(
     """
     graph = emitter.graph
     model_inputs = graph.inputs
+    if not isinstance(spec, str | Mapping):
+        raise OptionError(f"the reference must be a name or a dict of arrays by input, not {type(spec).__name__}")
     kind = spec if isinstance(spec, str) else "baked"
     inputs = {name: emitter.tensor(name) for name in given}
     arrays = {} if isinstance(spec, str) else _checked(spec, inputs, batch)
@@ -138,6 +140,8 @@ def run_twice(
             f"tensor, but input {given[0]!r} has shape {list(inputs[given[0]].shape or ())}: export the model with a "
             "dynamic batch axis, or use reference='paired' and average over calls"
         )
+    if kind != "paired":
+        _check_repeatable(graph, flow)
     match kind:
         case "paired":
             at_r = {name: _graph_input(emitter, x, x.shape) for name, x in inputs.items()}
@@ -157,8 +161,8 @@ def run_twice(
     if several:
         assert batch is not None
         return _several(emitter, flow, wanted, model_inputs, inputs, at_r, batch, grouped=kind == "grouped")
-    if kind != "paired" and batch is not None:
-        if batch.led:
+    if kind != "paired":
+        if batch is not None and batch.led:
             return Runs({}, _reference_run(emitter, flow, wanted, at_r, _Lead(batch.dim, 1)), Thin())
         at_r = {name: _spread(r, inputs[name]) for name, r in at_r.items()}
     return Runs({}, _reference_run(emitter, flow, wanted, at_r, None), Pairing())
@@ -192,6 +196,13 @@ def _several(
         for name in model_inputs
         if (graph.shape(graph.tensors[name]) or (None,))[0] == batch.dim
     }
+    above = ancestors(graph, [flow.target])
+    for symbol, name in other_leads(graph, batch.dim).items():
+        if name in above and name not in inputs:
+            raise OptionError(
+                f"input {name!r} leads with {symbol!r} and {first!r} with {batch.dim!r}: whether it has a row for each "
+                "sample cannot be told, so that several references are refused; give both axes the same name"
+            )
     unknown = _Lead(batch.dim, PAIRS, everywhere=True)
     at_x = _replay(emitter, tiled, ancestors(graph, wanted), "tiled", unknown)
     at_r = {name: crossed.r(r) for name, r in at_r.items()}
@@ -289,6 +300,17 @@ def _lookup(emitter: Emitter, name: str, run: Mapping[str, Tensor], base: Mappin
     return base[name] if base and name in base else emitter.tensor(name)
 
 
+def _check_repeatable(graph: Graph, flow: Flow) -> None:
+    """A run with an extent of its own would draw other random numbers than the run at the input."""
+    above = ancestors(graph, [flow.target])
+    for node in graph.nodes:
+        if node.op in RANDOM and not above.isdisjoint(names(node.outputs)):
+            raise OptionError(
+                f"node {node.name!r} ({node.op}) draws random numbers, and only with reference='paired' do the runs at "
+                "the input and at the reference share them"
+            )
+
+
 def _graph_input(emitter: Emitter, x: Tensor, shape: Shape) -> Tensor:
     name = f"{x.name}_reference"
     if name in emitter.graph.tensors:
@@ -300,7 +322,9 @@ def _zeros(emitter: Emitter, x: Tensor, batch: Batch | None) -> Tensor:
     shape = shape_of(x) if batch is None else concat([emitter.ints([1]), shape_of(x, 1)], axis=0)
     if shape.value is None and x.shape is not None and batch and all(isinstance(dim, int) for dim in x.shape[1:]):
         shape = emitter.ints([1, *(dim for dim in x.shape[1:] if isinstance(dim, int))])
-    return expand(emitter.constant(0, x.dtype), shape)
+    zeros = expand(emitter.constant(0, x.dtype), shape)
+    zeros.shape = x.shape if batch is None else (1, *_rest(x))
+    return zeros
 
 
 def _spread(r: Tensor, x: Tensor) -> Tensor:
@@ -324,14 +348,15 @@ def _rest(x: Tensor) -> Sequence[Dim]:
 def _checked(spec: Mapping[str, Array], inputs: Mapping[str, Tensor], batch: Batch | None) -> dict[str, Array]:
     """The arrays to bake in, one per input: leading axis 1 or K, the other axes those of the input."""
     _same_names(spec, inputs)
-    arrays = {name: np.asarray(spec[name]) for name in inputs}
+    try:
+        arrays = {name: np.asarray(spec[name]) for name in inputs}
+    except ValueError as error:
+        raise OptionError(f"a reference is no array: {error}") from error
     for name, x in inputs.items():
         array = arrays[name]
         wanted = list(x.shape or ())
         if array.dtype.kind not in "fiub":
             raise OptionError(f"the reference of {name!r} has dtype {array.dtype}; a numeric array is needed")
-        if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
-            raise OptionError(f"the reference of {name!r} contains NaN or infinite values")
         free = 1 if batch else 0
         fits = array.ndim == len(wanted) and all(
             not isinstance(dim, int) or dim == size for dim, size in zip(wanted[free:], array.shape[free:], strict=True)
@@ -342,7 +367,10 @@ def _checked(spec: Mapping[str, Array], inputs: Mapping[str, Tensor], batch: Bat
                 f"the reference of {name!r} has shape {list(array.shape)}, expected "
                 f"{[lead, *wanted[1:]] if batch else wanted}"
             )
-        arrays[name] = array.astype(x.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            arrays[name] = array.astype(x.dtype)
+        if not np.all(np.isfinite(arrays[name])):
+            raise OptionError(f"the reference of {name!r} contains NaN or infinite values (as {x.dtype})")
     most = max(len(array) for array in arrays.values()) if batch else 1
     for name, array in arrays.items():
         if batch and len(array) not in (1, most):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +19,12 @@ from onnxlift.batch import find_batch, fix_batch, free_batch
 from onnxlift.errors import OptionError, RuleError
 from onnxlift.explainer import EMITS, METADATA_KEY, Results
 from onnxlift.files import load, save
-from onnxlift.flow import Flow, Problem, dependents, is_float, trace
+from onnxlift.flow import Flow, Problem, dependents, is_float, reads, trace
 from onnxlift.graph import Graph
 from onnxlift.model import normal_form
 from onnxlift.plan import Plan, resolve
 from onnxlift.reference import ReferenceSpec, are_several, given_inputs, run_twice
-from onnxlift.target import TargetSpec, explained_tensor, seed
+from onnxlift.target import TargetSpec, as_index, explained_tensor, seed
 from onnxlift.tensor import Emitter
 from onnxlift.walk import Walk
 
@@ -214,7 +214,7 @@ class _Rewriter:
     def walk(self, *, measure: bool = False) -> Results:
         """Emit the run at the reference and the walk back."""
         options, batched = self.options, self.batch is not None
-        wanted = [self.output, *(self.originals if "reference_outputs" in options.emit else ())]
+        wanted = [self.output, *(self._replayable() if "reference_outputs" in options.emit else ())]
         runs = run_twice(self.emitter, self.flow, self.given, self.batch, options.reference, wanted)
         y = self.emitter.tensor(self.output)
         if self.batch is not None and y.shape:
@@ -227,9 +227,19 @@ class _Rewriter:
             raise self._refused(walk.problems)
         return Results(walk, weights, lifted, batched)
 
+    def _replayable(self) -> list[str]:
+        """The float outputs that can be computed at the reference too."""
+        graph = self.graph
+        closed = [handle.name for node in graph.nodes if len(reads(node)) > len(node.inputs) for handle in node.outputs]
+        behind = dependents(graph, closed)
+        floats = [name for name in self.originals if graph.dtype(graph.tensors[name]) and is_float(graph, name)]
+        return [name for name in floats if name not in behind]
+
     def _sources(self) -> list[str]:
         """The attributed tensors; by default every float graph input that the explained tensor depends on."""
         graph, asked = self.graph, self.options.inputs
+        if asked is not None and (isinstance(asked, str) or not isinstance(asked, Iterable)):
+            raise OptionError(f"`inputs` must be a list of names, not {asked!r}")
         if asked is None:
             floats = [name for name in graph.inputs if is_float(graph, name)]
             found = [name for name in floats if name in trace(graph, [name], self.output, self.plan.rule).active]
@@ -298,7 +308,7 @@ class _Rewriter:
             "output": self.output,
             "output_shape": list(self.graph.shape(self.graph.tensors[self.output]) or ()),
             "stepped_over": self.stepped_over,
-            "target": target if isinstance(target, str | None) else [int(i) for i in np.atleast_1d(target)],
+            "target": target if isinstance(target, str | None) else list(as_index(target)),
             "reference": options.reference if isinstance(options.reference, str) else "baked",
             "reference_rows": self._baked_rows(),
             "rule": options.rule,

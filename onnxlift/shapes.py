@@ -78,6 +78,7 @@ class TypePass:
         """Visits every node once."""
         for node in self._graph.node:
             self._drop_idle_ceiling(node)
+            self._cast_without_example(node)
             self.types.update(self._infer(node))
             values = self._compute(node)
             if values is None:
@@ -103,6 +104,14 @@ class TypePass:
     def _entries(self, name: str) -> Array | None:
         """What is known of a tensor's entries, as an object array."""
         return self._known[name].astype(object) if name in self._known else self._partial.get(name)
+
+    def _cast_without_example(self, node: NodeProto) -> None:
+        """CastLike(x, example) -> Cast(x): of the example only the type matters, and it is known."""
+        example = self.types.get(node.input[1]) if node.op_type == "CastLike" and not node.domain else None
+        if example is not None and example.tensor_type.elem_type:
+            node.op_type = "Cast"
+            del node.input[1]
+            node.attribute.append(helper.make_attribute("to", example.tensor_type.elem_type))
 
     def _drop_idle_ceiling(self, node: NodeProto) -> None:
         """Takes ceil_mode from a pool whose last window would start behind its input. ONNX Runtime leaves that window

@@ -22,17 +22,23 @@ from onnxlift.protobuf import Namer, integer_attribute
 Dim = int | str
 
 _UNKNOWN = frozenset(("", "?", "-1", "None"))  # what exporters write for a dim without a name
+_INVENTED = re.compile(r"unk__\d+")  # by tf2onnx, another one for the batch of every input
+RESERVED = frozenset(("references", "pairs"))  # symbols of an explainer's own axes
 
 
 def name_dims(inputs: Iterable[ValueInfoProto]) -> None:
-    """Gives a symbol to every dim that is not a positive int or a proper name: `batch` to leading ones."""
+    """Gives a symbol to every dim that is not a positive int or a proper name: `batch` to leading ones.
+
+    A leading name that tf2onnx invented stands for the batch too, and the names of an explainer's own axes are free.
+    """
     tensors = [value for value in inputs if value.type.tensor_type.HasField("shape")]
     dims = [(value.name, i, dim) for value in tensors for i, dim in enumerate(value.type.tensor_type.shape.dim)]
     name = Namer(dim.dim_param for _, i, dim in dims if i)  # `batch` may be the name of a leading dim
     batch = name("batch")
     name.taken.update(dim.dim_param for _, _, dim in dims)
     for tensor, i, dim in dims:
-        if declared_dim(dim) is None:
+        invented = not i and _INVENTED.fullmatch(dim.dim_param)
+        if declared_dim(dim) is None or invented or dim.dim_param in RESERVED:
             dim.dim_param = name(symbol(tensor, i)) if i else batch
 
 

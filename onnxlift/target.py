@@ -5,7 +5,7 @@ The target is t = sum(seed * output) per sample; the seed is one-hot, or the wei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 
 import numpy as np
@@ -70,8 +70,17 @@ def seed(emitter: Emitter, y: Tensor, spec: TargetSpec, batched: bool) -> Tensor
         case str():
             raise OptionError(f"unknown target {spec!r}: an index, 'argmax', 'input', 'weights' or nothing")
         case _:
-            index = (spec,) if isinstance(spec, int | np.integer) else tuple(spec)
-            return _fixed_index(emitter, y, tuple(int(i) for i in index), len(y.shape) - len(rest))
+            return _fixed_index(emitter, y, as_index(spec), len(y.shape) - len(rest))
+
+
+def as_index(spec: object) -> tuple[int, ...]:
+    """A target given as an int or a sequence of ints, as a tuple."""
+    parts = np.asarray(spec) if not isinstance(spec, Mapping | set) else np.asarray(None)
+    if parts.dtype.kind not in "iu" or parts.ndim > 1 or parts.size == 0:
+        raise OptionError(
+            f"the target {spec!r} is no index: give an int or a tuple of ints, 'argmax', 'input', 'weights' or nothing"
+        )
+    return tuple(int(part) for part in np.atleast_1d(parts))
 
 
 def weighted_sum(y: Tensor, weights: Tensor, batched: bool) -> Tensor:
@@ -90,19 +99,27 @@ def _fixed_index(emitter: Emitter, y: Tensor, index: tuple[int, ...], lead: int)
             f"target {_shown(index)} has {len(index)} indices, but tensor {y.name!r} has {len(rest)} axes "
             f"{_shown(rest)} per sample"
         )
-    onehots = []
+    onehots, inside = [], []
     for axis, (i, dim) in enumerate(zip(index, rest, strict=True), start=lead):
         if i < 0 or (isinstance(dim, int) and i >= dim):
             raise OptionError(f"target {_shown(index)} is out of range for tensor {y.name!r} of shape {_shown(rest)}")
         position = emitter.constant(i, INT64)
         onehots.append(cast(_arange(emitter, y, axis).equals(position), y.dtype))
+        if not isinstance(dim, int):
+            inside.append(position < reshape(shape_of(y, axis, axis + 1), [1] * y.rank))
     if not onehots:
         return emitter.constant(np.ones((1,) * lead), y.dtype)
-    return reduce(Tensor.__mul__, onehots)
+    seed = reduce(Tensor.__mul__, onehots)
+    return where(reduce(logical_and, inside), seed, float("nan")) if inside else seed
 
 
 def _argmax(emitter: Emitter, y: Tensor, batched: bool) -> Tensor:
     assert y.shape is not None
+    if not batched and not isinstance(y.shape[0], int):
+        raise OptionError(
+            f"tensor {y.name!r} of shape {_shown(y.shape)} does not share its first axis with the inputs, so there is "
+            "no largest neuron per sample: give the batch axes the same name, or choose one neuron by a tuple"
+        )
     lead, neurons = (y.shape[0] if batched else 1), y.shape[1:] if batched else y.shape
     count = neurons[0] if len(neurons) == 1 else None
     flat = emitter.op("Flatten", y, axis=int(batched), shape=(lead, count))

@@ -53,8 +53,7 @@ class Tensor:
     def shape(self, shape: Shape) -> None:
         """For what is known better than it was inferred."""
         self._shape = shape
-        if self.value is None:
-            Graph.set_shape(self.handle, shape)
+        Graph.set_shape(self.handle, shape)
 
     @property
     def name(self) -> str:
@@ -226,7 +225,7 @@ class Emitter:
             kind = dtypes[index] if dtypes else dtype or _inferred_dtype(op, inputs)
             output = names[index] if names else self._fresh(op)
             handles.append(self.graph.variable(output, kind, inferred) if output else self.graph.omitted())
-        name = next(filter(None, names), "") if names else ""
+        name = next((handle.name for handle in handles if handle.name), "") if names else ""
         self.graph.node(op, [t and t.handle for t in inputs], handles, attributes, name=name, domain=domain)
         self._nodes[key] = tuple(self.wrap(handle) for handle in handles)
         return self._nodes[key]

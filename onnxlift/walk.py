@@ -12,7 +12,7 @@ import numpy as np
 from onnxlift import registry
 from onnxlift.errors import Unsupported
 from onnxlift.flow import Flow, Problem, Step
-from onnxlift.functions import cast
+from onnxlift.functions import cast, where
 from onnxlift.plan import Plan
 from onnxlift.reference import Runs
 from onnxlift.site import Site, Value, unbroadcast
@@ -41,6 +41,7 @@ class Walk:
         self._terms: dict[str, list[Tensor]] = {}
         self._totals: dict[str, Tensor] = {}
         self._named: set[int] = set()
+        self._guarded = _selected_away(flow, plan)
 
     def back(self, seed: Tensor) -> None:
         """From the explained tensor, whose multiplier is `seed`, to the attributed ones."""
@@ -100,7 +101,7 @@ class Walk:
             [self.value(name) for name in step.roots],
         )
         try:
-            edges = list(_edges(site, rule))
+            edges = list(_edges(site, rule, guarded=node.name in self._guarded))
         except Unsupported as refusal:
             self.problems.append(Problem(node, f"rule {rule.name!r}: {refusal}"))
             return
@@ -110,9 +111,34 @@ class Walk:
             self.residuals[node.name] = _residual(site, edges)
 
 
-def _edges(site: Site, rule: registry.Rule) -> Iterable[Edge]:
+def _selected_away(flow: Flow, plan: Plan) -> set[str]:
+    """The elementwise nodes between the root of a data-dependent Where and its branches.
+
+    In the branch that is not selected their values may be infinite, where exp(x) stands behind x < 0 say; the
+    multiplier 0 must stay 0 there.
+    """
+    steps = {handle.name: step for step in flow.steps for handle in step.node.outputs}
+    found: set[str] = set()
+    for chooser in flow.steps:
+        stack = [handle.name for handle in chooser.node.inputs[1:]] if chooser.roots else []
+        while stack:
+            step = steps.get(stack.pop())
+            rule = plan.rule(step.node) if step else None
+            if step is None or rule is None or step.node.name in found or not _is_elementwise(rule):
+                continue
+            found.add(step.node.name)
+            stack += [handle.name for handle in step.node.inputs if handle.name not in chooser.roots]
+    return found
+
+
+def _is_elementwise(rule: registry.Rule) -> bool:
+    return rule.broadcasts or rule.name == "rescale" or rule.op in ("Neg", "Identity", "Cast")
+
+
+def _edges(site: Site, rule: registry.Rule, *, guarded: bool) -> Iterable[Edge]:
     for value, m in zip((*site.inputs, *site.roots), rule.multipliers(site), strict=False):
         if value is not None and m is not None and value.active:
+            m = where(site.m.equals(0), 0.0, m) if guarded else m
             m = unbroadcast(m, site.y.shape, value) if rule.broadcasts else m
             m.shape = m.shape or value.shape
             yield value, m

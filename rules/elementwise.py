@@ -66,12 +66,20 @@ def quotient(dy: Tensor, d: Tensor, near: Tensor, limit: Tensor) -> Tensor:
     return where(near, limit, dy / d)
 
 
-def smooth(site: Site, derivative: Callable[[Tensor], Tensor], *, scale_free: bool = False) -> Tensor:
-    """The divided difference, and the derivative at the midpoint where |d| is below the balance of both errors."""
+def smooth(
+    site: Site, derivative: Callable[[Tensor], Tensor], *, scale_free: bool = False, singular: bool = False
+) -> Tensor:
+    """The divided difference, and the derivative at the midpoint where |d| is below the balance of both errors.
+
+    `singular`: the derivative is infinite somewhere in the domain; there the limit is 0, as nothing finite is right.
+    """
     x, y = site.x, site.y
-    threshold = limits(x.x).balance
-    near = absolute(x.d) <= (absolute(x.mid) * threshold if scale_free else threshold)
-    return quotient(y.d, x.d, near, derivative(x.mid))
+    bounds = limits(x.x)
+    near = absolute(x.d) <= (absolute(x.mid) * bounds.balance if scale_free else bounds.balance)
+    limit = derivative(x.mid)
+    if singular:
+        limit = where(absolute(limit) <= bounds.largest, limit, 0.0)
+    return quotient(y.d, x.d, near, limit)
 
 
 def exact_steps(site: Site, derivative: Tensor) -> Tensor:
@@ -130,9 +138,10 @@ def hard_swish(site: Site) -> Tensor:
 
 
 def _hard_sigmoid_slope(value: Value, alpha: float, beta: float) -> Tensor:
-    """With u = alpha x + beta: alpha (relu slope of u - relu slope of u - 1)."""
+    """With u = alpha x + beta: alpha times the slope of u clipped to [0, 1], which is exact unless u = u0."""
     u, u0 = (tensor * alpha + beta for tensor in (value.x, value.r))
-    return (relu_slope(u, u0) - relu_slope(u - 1, u0 - 1)) * alpha
+    h, d = clip(u, 0, 1), u - u0
+    return quotient(h - clip(u0, 0, 1), d, d.equals(0), cast(h.equals(u), u.dtype)) * alpha
 
 
 @slope("Abs")
@@ -262,10 +271,13 @@ DERIVATIVES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 """Functions that networks rarely use: the derivative is all they state."""
 
+SINGULAR = ("Asin", "Acos", "Acosh")
+"""Those with an infinite derivative at the edge of their domain."""
+
 
 @slope(*DERIVATIVES)
 def by_derivative(site: Site) -> Tensor:
-    return smooth(site, DERIVATIVES[site.op])
+    return smooth(site, DERIVATIVES[site.op], singular=site.op in SINGULAR)
 
 
 # --- powers ----------------------------------------------------------------------------------------------------------
@@ -286,4 +298,4 @@ def power(site: Site) -> list[Tensor | None]:
     if p is not None and p.size == 1 and p.item() == 3:
         return [site.m * (base.x * (base.x + base.r) + base.r * base.r), None]
     q = cast(exponent.x, base.dtype)
-    return [site.m * smooth(site, lambda x: q * x ** (q - 1), scale_free=True), None]
+    return [site.m * smooth(site, lambda x: q * x ** (q - 1), scale_free=True, singular=True), None]

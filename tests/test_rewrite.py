@@ -423,3 +423,184 @@ def test_a_name_collision_is_refused() -> None:
     model = laws.model("g (float[N, 5] x, float[N, 5] x_reference) => (float[N, 5] y) { y = Add (x, x_reference) }")
     with pytest.raises(onnxlift.OptionError, match="already has a tensor 'x_reference'"):
         onnxlift.rewrite(model, target=0)
+
+
+# --- what a hostile review found -------------------------------------------------------------------------------------
+
+
+def ones(*shape: int) -> np.ndarray:
+    return np.ones(shape, np.float32)
+
+
+def test_many_large_baked_references() -> None:
+    model = laws.model("g (float[N, 3000] x) => (float[N, 3] y) { y = MatMul (x, w) }", w=normal(3000, 3))
+    got = explain(model, {"x": normal(2, 3000)}, target=1, reference={"x": normal(2, 3000)})
+    np.testing.assert_allclose(got["completeness_gap"], 0, atol=1e-3)
+
+
+def test_zeros_where_all_sizes_are_dynamic() -> None:
+    model = laws.model(
+        "g (float[N, C, L] x) => (float[N, C] y) { y = ReduceMax <keepdims = 0> (x, last) }", last=np.array([2])
+    )
+    got = explain(model, {"x": normal(2, 3, 4)}, target=0, reference="zeros")
+    np.testing.assert_allclose(got["completeness_gap"], 0, atol=1e-6)
+
+
+def test_the_batch_of_every_input_is_the_same_where_the_exporter_invents_names() -> None:
+    model = laws.model(
+        "g (float[unk__1, 5] a, float[unk__2, 5] b) => (float[unk__3, 3] y) "
+        "{ h = Concat <axis = 1> (a, b) y = MatMul (h, w) }",
+        w=normal(10, 3),
+    )
+    got = explain(model, {"a": normal(4, 5), "b": normal(4, 5)}, target="argmax", reference="zeros")
+    assert abs(got["a_contributions"]).sum(axis=1).all()
+    assert got["completeness_gap"].shape == (4,)
+    named = laws.model(
+        "g (float[N, 5] a, float[M, 5] b) => (float[N, 3] y) { h = Concat <axis = 1> (a, b) y = MatMul (h, w) }",
+        w=normal(10, 3),
+    )
+    with pytest.raises(onnxlift.OptionError, match="give the batch axes the same name"):
+        onnxlift.rewrite(named, target="argmax")
+
+
+def test_an_input_that_may_be_the_batch_by_another_name() -> None:
+    model = laws.model(
+        "g (float[N, 5] x, float[M, 5] b) => (float[N, 10] y) { h = Concat <axis = 1> (x, b) y = Tanh (h) }"
+    )
+    x, b, r, w = normal(3, 5), normal(3, 5), normal(1, 5), normal(3, 10)
+    feed = {"x": x, "b": b, "target_weights": w}
+    one = explain(model, feed, inputs=["x"], target="weights", reference={"x": r})
+    hand = explain(model, {**feed, "x_reference": np.repeat(r, 3, axis=0)}, inputs=["x"], target="weights")
+    np.testing.assert_allclose(one["x_contributions"], hand["x_contributions"], atol=1e-6)
+    with pytest.raises(onnxlift.OptionError, match="'b' leads with 'M' and 'x' with 'N'"):
+        onnxlift.rewrite(model, inputs=["x"], target="weights", reference="shared")
+
+
+def test_a_fixed_index_beyond_a_dynamic_axis_gives_nan() -> None:
+    model = laws.model("g (float[N, C] x) => (float[N, C] y) { y = Tanh (x) }")
+    for target, known in ((2, True), (9, False), (2**62, False)):
+        got = explain(model, {"x": normal(2, 3), "x_reference": normal(2, 3)}, target=target)
+        assert np.isfinite(got["x_contributions"]).all() == known
+        assert np.isnan(got["completeness_gap"]).all() != known
+
+
+def test_a_shape_that_depends_on_values_is_no_way_round() -> None:
+    model = laws.model(
+        "g (float[N, 4] x) => (float[N] y) { nz = NonZero (x) s = Shape (nz) c = Gather <axis = 0> (s, one) "
+        "f = Cast <to = 1> (c) t = ReduceSum <keepdims = 0> (x, one) y = Add (t, f) }",
+        one=np.array([1]),
+    )
+    with pytest.raises(onnxlift.RuleError, match="leak"):
+        onnxlift.rewrite(model)
+
+
+def test_one_output_of_split_as_the_input() -> None:
+    model = laws.model(
+        "g (float[N, 4] x) => (float[N, 4] y) "
+        "{ a, b = Split <axis = 1, num_outputs = 2> (x) u = Mul (a, b) y = Concat <axis = 1> (u, b) }"
+    )
+    got = explain(
+        model, {"x": normal(3, 4), "target_weights": ones(3, 4)}, inputs=["a"], target="weights", reference="zeros"
+    )
+    np.testing.assert_allclose(got["completeness_gap"], 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("body", ["y = Softmax <axis = 0> (x)", "y = CumSum (x, zero)", "y = Trilu (x)"])
+def test_an_axis_that_is_computed_along_is_no_batch(body: str) -> None:
+    used = {"zero": np.array(0)} if "zero" in body else {}
+    model = laws.model(f"g (float[N, 4] x) => (float[N, 4] y) {{ {body} }}", **used)
+    x, r, w = normal(3, 4), normal(1, 4), normal(3, 4)
+    paired = explain(
+        model,
+        {"x": x, "x_reference": np.repeat(r, 3, axis=0), "target_weights": w},
+        target="weights",
+        pre_activation=False,
+    )
+    baked = explain(model, {"x": x, "target_weights": w}, target="weights", reference={"x": r}, pre_activation=False)
+    assert paired["completeness_gap"].shape == ()
+    for name in ("target_reference", "completeness_gap", "x_contributions"):
+        np.testing.assert_allclose(baked[name], paired[name], atol=1e-5)
+
+
+def test_tokens_that_attend_to_each_other_are_no_samples() -> None:
+    model = laws.model(
+        "g (float[T, 4] x) => (float[T, 4] y) "
+        "{ t = Transpose <perm = [1, 0]> (x) s = MatMul (x, t) p = Softmax (s) y = MatMul (p, x) }"
+    )
+    got = explain(model, {"x": normal(3, 4), "x_reference": normal(3, 4)}, target=(1, 2))
+    assert got["completeness_gap"].shape == ()
+    np.testing.assert_allclose(got["completeness_gap"], 0, atol=1e-5)
+
+
+def test_rows_that_are_two_for_every_sample_are_no_batch() -> None:
+    model = laws.model("g (float[N, 2, 3] x) => (float y) { y = Reshape (x, s) }", s=np.array([-1, 3]))
+    got = explain(model, {"x": normal(3, 2, 3), "x_reference": normal(3, 2, 3)}, target=(4, 0))
+    assert got["completeness_gap"].shape == ()
+    assert np.count_nonzero(got["x_contributions"]) == 1
+
+
+@pytest.mark.parametrize("symbol", ["references", "pairs"])
+def test_symbols_of_the_model_do_not_clash_with_ours(symbol: str) -> None:
+    model = laws.model(f"g (float[{symbol}, 5] x) => (float[{symbol}, 5] y) {{ t = Tanh (x) y = Mul (t, x) }}")
+    got = explain(model, {"x": X, "x_reference": R[:2]}, target=1, reference="shared")
+    np.testing.assert_allclose(got["completeness_gap"], 0, atol=1e-6)
+
+
+def test_random_numbers_are_shared_or_refused() -> None:
+    model = laws.model("g (float[N, 4] x) => (float[N, 4] y) { n = RandomNormalLike (x) y = Add (x, n) }")
+    got = explain(model, {"x": normal(3, 4), "x_reference": normal(3, 4)}, target=1)
+    np.testing.assert_allclose(got["completeness_gap"], 0, atol=1e-6)
+    with pytest.raises(onnxlift.OptionError, match="draws random numbers"):
+        onnxlift.rewrite(model, target=1, reference="zeros")
+
+
+@pytest.mark.parametrize(
+    ("body", "x", "r"),
+    [
+        ("c = Greater (x, zero) e = Exp (x) f = Sub (e, one) y = Where (c, x, f)", [100, 1], [0, 0]),
+        ("c = Greater (x, zero) e = Exp (x) f = Add (e, one) l = Log (f) y = Where (c, x, l)", [100, -1], [0, 0]),
+        ("c = Greater (x, zero) l = Log (x) p = Mul (x, l) y = Where (c, p, zero)", [0, 1], [0, 0.5]),
+    ],
+    ids=["elu", "softplus", "x log x"],
+)
+def test_a_branch_that_is_not_selected_may_be_infinite(body: str, x: list[float], r: list[float]) -> None:
+    used = {name: np.float32(value) for name, value in (("zero", 0), ("one", 1)) if name in body}
+    model = laws.model(f"g (float[N, 2] x) => (float[N, 2] y) {{ {body} }}", **used)
+    feed = {"x": np.float32([x]), "x_reference": np.float32([r]), "target_weights": ones(1, 2)}
+    got = explain(model, feed, target="weights")
+    y, y0 = (laws.run(model, {"x": np.float32([value])})["y"] for value in (x, r))
+    np.testing.assert_allclose(got["x_contributions"], y - y0, atol=1e-5)
+
+
+def test_a_constant_cast_like_the_input_is_a_constant() -> None:
+    model = laws.model(
+        "g (float[N, 2] x) => (float[N, 2] y) "
+        "{ a = CastLike (two, x) p = Pow (x, a) c = Less (p, a) y = Where (c, a, p) }",
+        two=np.array(2),
+    )
+    got = explain(
+        model, {"x": normal(3, 2), "x_reference": normal(3, 2), "target_weights": ones(3, 2)}, target="weights"
+    )
+    np.testing.assert_allclose(got["completeness_gap"], 0, atol=1e-5)
+
+
+MISTAKES: list[tuple[dict[str, object], str]] = [
+    *(({"target": target}, "is no index") for target in (1.0, np.float32(1), [None], {"a": 1}, (), [[1]], True)),
+    ({"target": 2**70}, "is no index|out of range"),
+    *(({"reference": reference}, "must be a name or a dict") for reference in (None, 5, np.ones((1, 5)))),
+    ({"reference": {"x": [[1, 2], [3]]}}, "is no array"),
+    ({"reference": {"x": np.full((1, 5), 1e300)}}, "infinite"),
+    ({"inputs": 5}, "must be a list of names"),
+    ({"inputs": "x"}, "must be a list of names"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), MISTAKES, ids=[str(options)[:50] for options, _ in MISTAKES])
+def test_arguments_of_another_kind(options: dict[str, object], message: str) -> None:
+    with pytest.raises(onnxlift.OptionError, match=message):
+        onnxlift.rewrite(classifier(), **{"target": 1, **options})
+
+
+def test_an_index_from_numpy() -> None:
+    a = onnxlift.rewrite(classifier(), target=np.int32(1)).SerializeToString()
+    assert a == onnxlift.rewrite(classifier(), target=1).SerializeToString()

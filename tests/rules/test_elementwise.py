@@ -181,3 +181,24 @@ def test_a_chain_of_functions_of_one_tensor_has_the_multiplier_of_the_whole(chai
     got = laws.run(explainer, {"x": x, "x_reference": r, "target_weights": np.ones_like(x)})["x_multipliers"]
     y, y0 = (laws.run(model, {"x": value})["y"].astype(np.float64) for value in (x, r))
     np.testing.assert_allclose(got[keep], (y - y0)[keep] / (x.astype(np.float64) - r)[keep], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("body", "at"),
+    [("Pow (x, half)", 0), ("Pow (x, none)", 0), ("Asin (x)", 1), ("Acos (x)", -1), ("Acosh (x)", 1), ("Sqrt (x)", 0)],
+)
+def test_an_infinite_derivative_gives_nothing_where_nothing_changes(body: str, at: float) -> None:
+    used = {name: np.float32(value) for name, value in (("half", 0.5), ("none", 0)) if name in body}
+    model = laws.model(f"g (float[N, 1] x) => (float[N, 1] y) {{ y = {body} }}", **used)
+    explainer = onnxlift.rewrite(model, emit=("contributions", "multipliers"))
+    x = np.full((1, 1), at, np.float32)
+    got = laws.run(explainer, {"x": x, "x_reference": x})
+    assert got["x_multipliers"] == got["x_contributions"] == 0
+
+
+@pytest.mark.parametrize("op", ["HardSigmoid", "HardSwish"])
+def test_saturation_far_away_is_exact(op: str) -> None:
+    model = laws.model(f"g (float[N, 1] x) => (float[N, 1] y) {{ y = {op} (x) }}")
+    x = np.float32([[1e8], [1e6], [3], [1e10]])
+    got = laws.run(onnxlift.rewrite(model), {"x": x, "x_reference": -x})
+    np.testing.assert_allclose(got["completeness_gap"], 0, atol=1e-6 * abs(got["target_output"]).max())
