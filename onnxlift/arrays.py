@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import uuid
@@ -55,39 +56,56 @@ def write_arrays(path: PathLike, arrays: Mapping[str, Array]) -> None:
     Raises OptionError where `path` cannot be written, DataError for arrays of Python objects.
     """
     target = check_writable(path)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    partial = temporary(target)
     try:
-        with temporary.open("xb") as file, zipfile.ZipFile(file, "w") as archive:
+        with partial.open("xb") as file, zipfile.ZipFile(file, "w") as archive:
             for name, array in arrays.items():
                 plain = array.astype(str) if array.dtype == object and _all_text(array) else array
                 member = zipfile.ZipInfo(f"{name}.npy")  # with a fixed date: same arrays, same bytes
                 with archive.open(member, "w", force_zip64=True) as stream:
                     npy.write_array(stream, plain, allow_pickle=False)
-        os.replace(temporary, target)
+        os.replace(partial, target)
     except OSError as error:
         raise OptionError(f"Cannot write {target}: {error.strerror or error}. Choose a writable path.") from error
     except ValueError as error:
         raise DataError(f"Cannot write {target}: {error}.") from error
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            partial.unlink()
 
 
 def check_writable(path: PathLike) -> Path:
-    """Whether a file can be written at `path`, found out before the work. Raises OptionError where it cannot."""
+    """The file to write for `path`, checked before the work. Raises OptionError where it cannot be written."""
     target = Path(path)
     if target.is_dir():
         raise OptionError(f"Cannot write {target}: it is a folder. Give the name of a file.")
     if not target.parent.is_dir():
         raise OptionError(f"Cannot write {target}: there is no folder {target.parent}. Make it first.")
-    probe = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
+        real = destination(target)
+        probe = temporary(real)
         probe.touch(exist_ok=False)
         probe.unlink()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise OptionError(f"Cannot write {target}: {reason}. Choose a writable path.") from error
-    return target
+    return real
+
+
+def destination(path: PathLike) -> Path:
+    """The file that is made or replaced in order to write to `path`: where a link points to, so that it stays a link.
+
+    Raises OSError where something is there that is neither a file nor a folder, such as a device or a pipe.
+    """
+    real = Path(os.path.realpath(path))
+    if real.exists() and not (real.is_file() or real.is_dir()):
+        raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
+    return real
+
+
+def temporary(path: Path) -> Path:
+    """A free name beside `path`, for what replaces it once it is complete."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def _read_members(file: IO[bytes]) -> dict[str, Array]:

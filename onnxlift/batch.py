@@ -90,8 +90,8 @@ def _is_led(graph: Graph, flow: Flow, batch: str) -> bool:
     for node in graph.nodes:  # what the reference run shares with the input run must not hold samples
         if not rerun.isdisjoint(names(node.outputs)):
             shared = [name for name in names(node.inputs) if name not in rerun]
-            dims = [shape(name) for name in shared if not graph.is_constant(graph.tensors[name])]
-            if any(_mentions(batch, dim) or (dim and dim[0] in others) for dim in dims):
+            shapes = [shape(name) for name in shared if not graph.is_constant(graph.tensors[name])]
+            if any(_mentions(batch, held) or (held and held[0] in others) for held in shapes):
                 return False
     return True
 

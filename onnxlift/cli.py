@@ -52,6 +52,8 @@ class _Main(click.Group):
         except click.Abort:
             click.echo("interrupted", err=True)
             sys.exit(130)
+        except MemoryError as error:
+            _refuse(f"out of memory ({str(error) or 'while computing'}): give fewer samples or smaller ones")
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise

@@ -201,6 +201,8 @@ class Intake:
             raise DataError(f"input {port.name!r} has shape {list(shape)}, expected {_shown(wanted)}{hint}")
         if port.role == "reference":
             lead = {"shared": 1, "grouped": 2}.get(self._about["reference"], 0)
+            if lead and shape[lead - 1] == 0:
+                raise DataError(f"input {port.name!r} has no references: its shape is {list(shape)}")
             wanted[lead:] = arrays[port.of].shape[min(lead, 1) :]
             first = arrays[f"{self.given[0]}_reference"].shape
             if 0 < lead <= len(first):

@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
-from onnxlift.arrays import PathLike
+from onnxlift.arrays import PathLike, destination, temporary
 from onnxlift.errors import ModelError
 from onnxlift.protobuf import is_external, is_small, nested, nodes, opset
 
 MAX_OPSET = 26
 """The last opset that ONNX Runtime 1.31 loads."""
 
-_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}  # narrower than what numpy stores
+# Narrower than what numpy stores.
+_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6, "INT2": 2, "UINT2": 2}
 
 
 def load(model: ModelProto | PathLike, *, weights: bool = True) -> ModelProto:
@@ -26,13 +26,15 @@ def load(model: ModelProto | PathLike, *, weights: bool = True) -> ModelProto:
 
     `weights=True` reads external data into the model; `weights=False` leaves it as checked references, for
     models over 2 GB. External data must lie inside the model file's folder; nothing is ever unpickled.
-    Raises ModelError: unreadable, empty, truncated or not ONNX; opset above 26; external data that is
-    missing, outside of the folder, or too short.
+    Raises ModelError: unreadable, empty, truncated or not ONNX; opset above 26; graph inputs without a type or with
+    the same name; tensors whose data are not of their type and shape; external data that is missing, outside of the
+    folder, or too short.
     """
     result = ModelProto()
     if isinstance(model, ModelProto):
         result.CopyFrom(model)
         _check_readable(result, "the given ModelProto")
+        _check_values(result)
         if weights and any(map(is_external, _tensors(result))):
             raise ModelError(
                 "The given ModelProto keeps weights in external files and does not know their folder. Give "
@@ -54,6 +56,7 @@ def load(model: ModelProto | PathLike, *, weights: bool = True) -> ModelProto:
             "Export or download it again."
         ) from error
     _check_readable(result, str(path))
+    _check_values(result)
     for tensor in filter(is_external, _tensors(result)):
         if weights:
             _read(tensor, path.parent)
@@ -64,15 +67,20 @@ def load(model: ModelProto | PathLike, *, weights: bool = True) -> ModelProto:
 
 def save(model: ModelProto, path: PathLike) -> None:
     """Writes the model atomically: the file is complete or not there. External data is referenced, not
-    copied, so such a model must be saved into the folder of its weights.
+    copied, so such a model must be saved into the folder of its weights. A link stays: the file behind it is written.
 
-    Raises ModelError: unwritable path, missing folder, over 2 GB, or external data that is not beside `path`.
+    Raises ModelError: unwritable path, missing folder, a device or pipe, over 2 GB, or external data that is not
+    beside `path`.
     """
-    path = Path(path)
-    if path.parent.is_dir():  # else the message is that it is not
+    try:
+        real = destination(path)
+        partial = temporary(real)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelError(f"Cannot write {path}: {reason}. Choose a writable path.") from error
+    if real.parent.is_dir():  # else the message is that it is not
         for tensor in filter(is_external, _tensors(model)):
-            _locate(tensor, path.parent)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+            _locate(tensor, real.parent)
     try:
         data = model.SerializeToString()
     except Exception as error:
@@ -81,14 +89,14 @@ def save(model: ModelProto, path: PathLike) -> None:
             "external data (load with weights=False) and save beside them."
         ) from error
     try:
-        with temporary.open("xb") as file:
+        with partial.open("xb") as file:
             file.write(data)
-        os.replace(temporary, path)
+        os.replace(partial, real)
     except OSError as error:
         raise ModelError(f"Cannot write {path}: {error.strerror}. Choose a writable path.") from error
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            partial.unlink()
 
 
 def with_small_tensors(model: ModelProto, folder: Path) -> ModelProto:
@@ -119,6 +127,62 @@ def _check_readable(model: ModelProto, where: str) -> None:
             f"{where} uses ai.onnx opset {opset(model)}; ONNX Runtime 1.31 loads up to {MAX_OPSET}. "
             f"Export it with an opset of at most {MAX_OPSET}."
         )
+
+
+def _check_values(model: ModelProto) -> None:
+    """What every later step relies on: typed graph inputs of different names, tensors that hold what they promise."""
+    seen = set()
+    for value in model.graph.input:
+        if value.name in seen:
+            raise ModelError(f"Two graph inputs have the name '{value.name}'. Export the model again.")
+        seen.add(value.name)
+        if value.type.WhichOneof("value") is None:
+            raise ModelError(f"The graph input '{value.name}' has no type. Export the model again.")
+    for value in (*model.graph.input, *model.graph.output):
+        _check_type(value, optional=value.name not in seen)
+    for tensor in _tensors(model):
+        _check_tensor(tensor)
+
+
+def _check_type(value: ValueInfoProto, *, optional: bool) -> None:
+    """A tensor's element type must be one that exists, or be left out where it is `optional`."""
+    kind = value.type.tensor_type.elem_type
+    if not value.type.HasField("tensor_type") or (optional and kind == TensorProto.UNDEFINED):
+        return
+    if _bits(kind) is None:
+        raise ModelError(f"The tensor '{value.name}' has the unknown element type {kind}. Export the model again.")
+
+
+def _check_tensor(tensor: TensorProto) -> None:
+    """The data must be as many as the shape promises; those in other files are checked where they are read."""
+    bits = _bits(tensor.data_type)
+    problem = None
+    if bits is None:
+        problem = f"has the unknown element type {tensor.data_type}"
+    elif min(tensor.dims, default=0) < 0:
+        problem = f"has the negative shape {list(tensor.dims)}"
+    elif not is_external(tensor):
+        count = math.prod(tensor.dims)
+        if tensor.HasField("raw_data"):
+            found, needed, unit = len(tensor.raw_data), (count * bits + 7) // 8, "bytes"
+        else:
+            found, unit = len(getattr(tensor, helper.tensor_dtype_to_field(tensor.data_type))), "values"
+            if tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
+                count *= 2
+            needed = (count * bits + 7) // 8 if bits <= 4 else count  # these are packed as in bytes
+        if found != needed:
+            problem = f"of shape {list(tensor.dims)} needs {needed} {unit}, but has {found}"
+    if problem:
+        raise ModelError(f"The tensor '{tensor.name}' {problem}. The file is broken: export the model again.")
+
+
+def _bits(kind: int) -> int | None:
+    """The width of an element type; None where it is unknown."""
+    try:
+        name = TensorProto.DataType.Name(kind)
+        return _BITS.get(name) or 8 * helper.tensor_dtype_to_np_dtype(kind).itemsize
+    except (KeyError, ValueError):
+        return None
 
 
 def _tensors(model: ModelProto) -> Iterator[TensorProto]:

@@ -10,8 +10,18 @@ import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, shape_inference
+from onnx import (
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    checker,
+    helper,
+    shape_inference,
+    version_converter,
+)
 
+from onnxlift.errors import ModelError
 from onnxlift.files import with_small_tensors
 from onnxlift.opset import BASE_IR, BASE_OPSET, constant, dense, hoist_constants, inline, sort, to_base_opset
 from onnxlift.protobuf import (
@@ -28,6 +38,17 @@ from onnxlift.protobuf import (
 )
 from onnxlift.shapes import TypePass
 from onnxlift.symbols import name_dims
+
+_BROKEN = (
+    ValueError,
+    RuntimeError,
+    TypeError,
+    LookupError,
+    checker.ValidationError,
+    shape_inference.InferenceError,
+    version_converter.ConvertError,
+)
+"""What onnx raises on a broken model, as do the passes that rely on its being whole."""
 
 
 def normal_form(model: ModelProto, *, folder: Path | None = None) -> ModelProto:
@@ -51,8 +72,16 @@ def normal_form(model: ModelProto, *, folder: Path | None = None) -> ModelProto:
 
     `folder`: where external data lies, for a model loaded with weights=False: small tensors are then read.
     Raises ModelError: cycles, undefined or doubly defined tensors, operators or types that opset 21 cannot
-    express.
+    express, and whatever else onnx finds broken.
     """
+    try:
+        return _normal_form(model, folder)
+    except _BROKEN as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(f"The model cannot be brought to normal form: {reason}. Export it again.") from error
+
+
+def _normal_form(model: ModelProto, folder: Path | None) -> ModelProto:
     if folder is not None:
         model = with_small_tensors(model, folder)
     work, weights = _skeleton(model)

@@ -111,7 +111,7 @@ def are_several(spec: ReferenceSpec) -> bool:
     """Whether contributions are to be averaged over references, for a model with a batch axis."""
     if isinstance(spec, str):
         return spec in ("shared", "grouped")
-    return isinstance(spec, Mapping) and any(np.ndim(array) > 0 and len(array) > 1 for array in spec.values())
+    return any(array.ndim > 0 and len(array) > 1 for array in spec.values())
 
 
 def run_twice(
@@ -128,8 +128,6 @@ def run_twice(
     """
     graph = emitter.graph
     model_inputs = graph.inputs
-    if not isinstance(spec, str | Mapping):
-        raise OptionError(f"the reference must be a name or a dict of arrays by input, not {type(spec).__name__}")
     kind = spec if isinstance(spec, str) else "baked"
     inputs = {name: emitter.tensor(name) for name in given}
     arrays = {} if isinstance(spec, str) else _checked(spec, inputs, batch)
@@ -348,10 +346,7 @@ def _rest(x: Tensor) -> Sequence[Dim]:
 def _checked(spec: Mapping[str, Array], inputs: Mapping[str, Tensor], batch: Batch | None) -> dict[str, Array]:
     """The arrays to bake in, one per input: leading axis 1 or K, the other axes those of the input."""
     _same_names(spec, inputs)
-    try:
-        arrays = {name: np.asarray(spec[name]) for name in inputs}
-    except ValueError as error:
-        raise OptionError(f"a reference is no array: {error}") from error
+    arrays = {name: spec[name] for name in inputs}
     for name, x in inputs.items():
         array = arrays[name]
         wanted = list(x.shape or ())

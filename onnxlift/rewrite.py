@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -46,6 +46,21 @@ class Options:
     pre_activation: bool = True
     expose: Sequence[str] = ()
     emit: Sequence[str] = ("contributions",)
+
+    def __post_init__(self) -> None:
+        for option in ("inputs", "expose", "emit"):
+            names: object = getattr(self, option)
+            if names is not None and (isinstance(names, str) or not isinstance(names, Iterable)):
+                raise OptionError(f"`{option}` must be a list of names, not {names!r}")
+            setattr(self, option, None if names is None else tuple(names))
+        reference: object = self.reference
+        if not isinstance(reference, str | Mapping):
+            raise OptionError(f"the reference must be a name or a dict of arrays, not {type(reference).__name__}")
+        if not isinstance(self.reference, str):
+            try:
+                self.reference = {name: np.asarray(array) for name, array in self.reference.items()}
+            except ValueError as error:
+                raise OptionError(f"a reference is no array: {error}") from error
 
 
 def rewrite(
@@ -91,7 +106,7 @@ def rewrite(
         ModelError: the model cannot be read. OptionError: an argument does not fit it. RuleError: importance would have
         to pass nodes without a rule; all of them are named.
     """
-    options = Options(inputs, output, target, reference, rule, plan, pre_activation, tuple(expose), tuple(emit))
+    options = Options(inputs, output, target, reference, rule, plan, pre_activation, expose, emit)
     return _rewriter(load(model), options).run()
 
 
@@ -113,7 +128,7 @@ def rewrite_file(
 
     The arguments are those of `rewrite`. Returns the explainer as written.
     """
-    options = Options(inputs, output, target, reference, rule, plan, pre_activation, tuple(expose), tuple(emit))
+    options = Options(inputs, output, target, reference, rule, plan, pre_activation, expose, emit)
     folder, beside = Path(source).resolve().parent, Path(destination).resolve().parent
     if Path(source).resolve() == Path(destination).resolve():
         raise OptionError(f"{os.fspath(destination)!r} is the model itself; give the explainer another name")
@@ -238,8 +253,6 @@ class _Rewriter:
     def _sources(self) -> list[str]:
         """The attributed tensors; by default every float graph input that the explained tensor depends on."""
         graph, asked = self.graph, self.options.inputs
-        if asked is not None and (isinstance(asked, str) or not isinstance(asked, Iterable)):
-            raise OptionError(f"`inputs` must be a list of names, not {asked!r}")
         if asked is None:
             floats = [name for name in graph.inputs if is_float(graph, name)]
             found = [name for name in floats if name in trace(graph, [name], self.output, self.plan.rule).active]

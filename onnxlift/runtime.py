@@ -80,6 +80,8 @@ class Explainer:
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise OptionError(f"the batch size must be at least 1, not {batch_size}")
+        if not tolerance >= 0:  # nor NaN, with which nothing would be complete
+            raise OptionError(f"the tolerance must be 0 or more, not {tolerance}")
         self.batch_size = batch_size
         self.tolerance = tolerance
         self.progress = progress
@@ -244,16 +246,21 @@ class Explainer:
         )
 
     def _check_target(self, explanation: Explanation, feed: Feed) -> None:
-        """The graph answers NaN where a run-time index is out of range, which only it knows for a dynamic axis."""
+        """The graph answers NaN where an index is out of range, which only it knows for a dynamic axis."""
+        target, output = self.description["target"], self.description["output"]
         bad = np.flatnonzero(np.isnan(explanation.target))
-        explained = explanation.outputs.get(self.description["output"], np.zeros(()))
-        if self.description["target"] != "input" or not bad.size or np.isnan(explained).any():
+        explained = explanation.outputs.get(output, np.zeros(()))
+        fixed = isinstance(target, list)
+        if not (fixed or target == "input") or not bad.size or np.isnan(explained).any():
             return
-        index = feed.arrays["target"]
-        raise DataError(
-            f"target {index[bad[0]] if index.ndim else index} of sample {bad[0]} is out of range for tensor "
-            f"{self.description['output']!r}, or that tensor is NaN there"
-        )
+        if all(isinstance(dim, int) for dim in self.intake.neurons):  # the index was checked before
+            return
+        index = np.array(target) if fixed else feed.arrays["target"]
+        if not fixed and feed.samples is not None:
+            index = index[bad[0]]
+        shown = index.item() if index.size == 1 else index.tolist()
+        where = "" if feed.samples is None else f" of sample {bad[0]}"
+        raise DataError(f"target {shown}{where} is out of range for tensor {output!r}, or that tensor is NaN there")
 
     def _chunk_size(self, feed: Feed) -> int:
         if isinstance(self.intake.batch, int):

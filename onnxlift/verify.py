@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from onnxlift.session import Provider, open_session
 OUTPUT_TOLERANCE = 1e-5
 BATCH_TOLERANCE = 1e-4
 _BATCH, _REFERENCES, _EXTENT = 4, 2, 32  # of random data, where the model leaves them open
+_MOST_ELEMENTS = 1 << 28  # of one random array
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,10 @@ def _other_samples(port: Port, x: Array) -> Array:
 
 def _random(rng: np.random.Generator, port: Port, sizes: Mapping[str, int], intake: Intake) -> Array:
     shape = [dim if isinstance(dim, int) else sizes.get(str(dim), _EXTENT) for dim in port.shape]
+    if math.prod(shape) > _MOST_ELEMENTS:
+        raise OptionError(
+            f"random data of shape {shape} for input {port.name!r} are too big: choose smaller dimensions"
+        )
     if port.role == "target":
         limits = [dim if isinstance(dim, int) else 1 for dim in intake.neurons]
         index = rng.integers(0, limits, size=(*shape[: int(port.split)], len(limits)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -201,6 +202,16 @@ def integers(folder: Path) -> None:
     onnx.save(model(text), "model.onnx")
 
 
+def pipe(folder: Path) -> None:
+    os.mkfifo("pipe")
+
+
+def twice(folder: Path) -> None:
+    doubled = model(MLP, W1=W1, W2=W2)
+    doubled.graph.input.append(doubled.graph.input[0])
+    onnx.save(doubled, "model.onnx")
+
+
 EXPLAIN = "explain explainer.onnx data.npz --out out.npz"
 PLAIN = "explain model.onnx x.npy --reference zeros --out out.npz --target 1"
 REWRITE = "rewrite model.onnx new.onnx --target"
@@ -233,6 +244,22 @@ REFUSED: dict[str, tuple[str, str, Callable[[Path], object] | None]] = {
     "missing folder": ("rewrite model.onnx no/new.onnx --target 1", "there is no folder no", None),
     "file as folder": ("rewrite model.onnx x.npy/new.onnx --target 1", "there is no folder x.npy", None),
     "options of an explainer": (f"{EXPLAIN} --target 1", "is an explainer already, so target", None),
+    "pipe as explainer": ("rewrite model.onnx pipe --target 1", "pipe: it is not a regular file", pipe),
+    "pipe as out": (EXPLAIN.replace("out.npz", "pipe"), "pipe: it is not a regular file", pipe),
+    "two inputs of one name": (f"{REWRITE} 1", "Two graph inputs have the name 'x'", twice),
+    "no references": (
+        PLAIN.replace("--reference zeros", "--reference shared").replace("x.npy", "data.npz"),
+        "input 'x_reference' has no references: its shape is [0, 6]",
+        lambda f: np.savez("data.npz", x=X, x_reference=R[:0]),
+    ),
+    "tolerance NaN": (f"{PLAIN} --tolerance nan", "the tolerance must be 0 or more, not nan", None),
+    "tolerance of verify": ("verify model.onnx --tolerance nan", "the tolerance must be 0 or more, not nan", None),
+    "tolerance below 0": (f"{PLAIN} --tolerance -1", "--tolerance", None),
+    "too much random data": (
+        "verify model.onnx --dim N=99999999999",
+        "random data of shape [99999999999, 6] for input 'x' are too big",
+        None,
+    ),
     "missing folder for data": (EXPLAIN.replace("out.npz", "no/out.npz"), "there is no folder no", None),
     "folder as out": (EXPLAIN.replace("out.npz", "."), "it is a folder", None),
     "over the data": (EXPLAIN.replace("out.npz", "data.npz"), "would overwrite", None),
@@ -270,14 +297,15 @@ def test_a_mistake_gets_one_paragraph(folder: Path, case: str) -> None:
     arguments, message, prepare = REFUSED[case]
     if prepare:
         prepare(folder)
-    before = {path: path.read_bytes() for path in folder.iterdir()}
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     result = call(*arguments.split(), status=2)
     assert result.stdout == ""
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
     assert message in result.stderr
     assert "Traceback" not in result.stderr
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path: path.read_bytes() for path in folder.iterdir() if not path.is_fifo()} == before
+    assert Path("pipe").exists() == (prepare is pipe)
 
 
 def test_an_interrupt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,6 +315,14 @@ def test_an_interrupt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxlift.Explainer, "_run", interrupted)
     assert "interrupted" in call(*EXPLAIN.split(), status=130).stderr
     assert not Path("out.npz").exists()
+
+
+def test_too_little_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hungry(*arguments: object, **options: object) -> None:
+        raise MemoryError("Unable to allocate 9 TiB")
+
+    monkeypatch.setattr(onnxlift.Explainer, "_run", hungry)
+    assert call(*EXPLAIN.split(), status=2).stderr.startswith("error: out of memory (Unable to allocate 9 TiB): give")
 
 
 def test_a_bug_is_not_hidden(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

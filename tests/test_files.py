@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from onnx import ModelProto, TensorProto, numpy_helper
 from onnx_text import floats, parse, shapes
 
+from onnxlift.arrays import write_arrays
 from onnxlift.equivalence import equivalence
-from onnxlift.errors import ModelError
+from onnxlift.errors import ModelError, OptionError
 from onnxlift.files import load, save
 from onnxlift.model import normal_form
 
@@ -207,3 +209,104 @@ def test_save_replaces_atomically(tmp_path: Path) -> None:
     save(net(3), path)
     assert load(path).graph.name == "net"
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_link_stays_and_the_file_behind_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link, real = tmp_path / "link.onnx", tmp_path / "elsewhere" / "model.onnx"
+    link.symlink_to(real)
+    for text in (b"", b"old"):
+        real.write_bytes(text)
+        save(net(3), link)
+        write_arrays(tmp_path / "link.onnx", {"x": floats(2)})
+        save(net(3), link)
+        assert link.is_symlink()
+        assert load(real).graph.name == "net"
+        assert [path.name for path in real.parent.iterdir()] == ["model.onnx"]
+
+
+def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(ModelError, match=rf"Cannot write .*{name}: it is not a regular file"):
+            save(net(3), tmp_path / name)
+        with pytest.raises(OptionError, match=rf"Cannot write .*{name}: it is not a regular file"):
+            write_arrays(tmp_path / name, {"x": floats(2)})
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]
+
+
+def retype(kind: int) -> Callable[[ModelProto], object]:
+    return lambda model: setattr(model.graph.initializer[0], "data_type", kind)
+
+
+def reshape(*dims: int) -> Callable[[ModelProto], object]:
+    return lambda model: model.graph.initializer[0].dims.__setitem__(slice(None), dims)
+
+
+def retype_value(values: str, kind: int) -> Callable[[ModelProto], object]:
+    return lambda model: setattr(getattr(model.graph, values)[0].type.tensor_type, "elem_type", kind)
+
+
+def as_values(kind: int, field: str, count: int) -> Callable[[ModelProto], object]:
+    """A weight of shape [3] whose data are numbers instead of bytes."""
+
+    def change(model: ModelProto) -> None:
+        model.graph.initializer[0].CopyFrom(TensorProto(name="w", data_type=kind, dims=[3]))
+        getattr(model.graph.initializer[0], field).extend([1] * count)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (retype(77), "tensor 'w' has the unknown element type 77"),
+        (retype(TensorProto.UNDEFINED), "tensor 'w' has the unknown element type 0"),
+        (reshape(4, 999), "tensor 'w' of shape [4, 999] needs 15984 bytes, but has 48"),
+        (reshape(-4, 3), "tensor 'w' has the negative shape [-4, 3]"),
+        (reshape(-4, -3), "tensor 'w' has the negative shape [-4, -3]"),
+        (as_values(TensorProto.FLOAT, "float_data", 2), "tensor 'w' of shape [3] needs 3 values, but has 2"),
+        (as_values(TensorProto.COMPLEX64, "float_data", 3), "tensor 'w' of shape [3] needs 6 values, but has 3"),
+        (as_values(TensorProto.INT4, "int32_data", 3), "tensor 'w' of shape [3] needs 2 values, but has 3"),
+        (as_values(TensorProto.INT64, "float_data", 3), "tensor 'w' of shape [3] needs 3 values, but has 0"),
+        (retype_value("input", 77), "tensor 'x' has the unknown element type 77"),
+        (retype_value("input", 0), "tensor 'x' has the unknown element type 0"),
+        (retype_value("output", 77), "tensor 'y' has the unknown element type 77"),
+        (lambda model: model.graph.input[0].ClearField("type"), "graph input 'x' has no type"),
+        (lambda model: model.graph.input.append(model.graph.input[0]), "Two graph inputs have the name 'x'"),
+    ],
+)
+def test_models_that_are_broken_inside(tmp_path: Path, change: Callable[[ModelProto], object], message: str) -> None:
+    model = net(3)
+    change(model)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    for given in (model, tmp_path / "model.onnx"):
+        for weights in (True, False):
+            with pytest.raises(ModelError) as error:
+                load(given, weights=weights)
+            assert message in str(error.value)
+
+
+@pytest.mark.parametrize("kind", sorted(set(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}))
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize("shape", [(0,), (1,), (3,), (5, 3)])
+def test_tensors_of_every_type_are_accepted(kind: int, raw: bool, shape: tuple[int, ...]) -> None:
+    if kind == TensorProto.STRING:
+        tensor = onnx.helper.make_tensor("w", kind, shape, ["a"] * int(np.prod(shape)))
+    else:
+        array = np.ones(shape, onnx.helper.tensor_dtype_to_np_dtype(kind))
+        tensor = numpy_helper.from_array(array, "w") if raw else onnx.helper.make_tensor("w", kind, shape, array)
+    model = net(3)
+    model.graph.initializer[0].CopyFrom(tensor)
+    assert load(model).graph.initializer[0] == tensor
+
+
+def test_what_onnx_stumbles_over_is_a_model_error() -> None:
+    model = parse("y = Add(x, s)")
+    sparse = model.graph.sparse_initializer.add(dims=[4])
+    sparse.values.CopyFrom(numpy_helper.from_array(np.float32([5]), "s"))
+    sparse.indices.CopyFrom(numpy_helper.from_array(np.int64([99])))
+    with pytest.raises(ModelError, match=r"cannot be brought to normal form: .*99"):
+        normal_form(model)

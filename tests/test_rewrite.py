@@ -592,6 +592,8 @@ MISTAKES: list[tuple[dict[str, object], str]] = [
     ({"reference": {"x": np.full((1, 5), 1e300)}}, "infinite"),
     ({"inputs": 5}, "must be a list of names"),
     ({"inputs": "x"}, "must be a list of names"),
+    ({"expose": "h"}, "`expose` must be a list of names"),
+    ({"emit": "contributions"}, "`emit` must be a list of names"),
 ]
 
 

@@ -150,6 +150,56 @@ def test_an_output_that_batches_cannot_join() -> None:
         explain(X)
 
 
+def beside(op: str, inputs: list[str], kind: onnx.TypeProto, **attributes: object) -> onnx.ModelProto:
+    """The network above with one more output `z` of that type."""
+    proto = mlp()
+    proto.opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 3))
+    domain = "ai.onnx.ml" if op == "ZipMap" else ""
+    proto.graph.node.append(onnx.helper.make_node(op, inputs, ["z"], domain=domain, **attributes))
+    proto.graph.output.append(onnx.helper.make_value_info("z", kind))
+    return proto
+
+
+FLOATS = onnx.helper.make_tensor_type_proto(1, None)
+PROBABILITIES = onnx.helper.make_sequence_type_proto(onnx.helper.make_map_type_proto(7, FLOATS))
+
+
+@pytest.mark.parametrize(
+    "proto",
+    [
+        beside("ZipMap", ["y"], PROBABILITIES, classlabels_int64s=[0, 1, 2]),
+        beside("SequenceConstruct", ["x", "y"], onnx.helper.make_sequence_type_proto(FLOATS)),
+        beside("Optional", ["x"], onnx.helper.make_optional_type_proto(FLOATS)),
+    ],
+    ids=["map", "sequence", "optional"],
+)
+def test_outputs_that_are_no_tensors(proto: onnx.ModelProto, capfd: pytest.CaptureFixture[str]) -> None:
+    rewritten = onnxlift.rewrite(proto, target=1)
+    kind = next(value.type for value in rewritten.graph.output if value.name == "z").WhichOneof("value")
+    assert kind == proto.graph.output[1].type.WhichOneof("value")
+    explanation = onnxlift.Explainer(proto, target=1)(X, reference=R)
+    close(explanation.contributions["x"], by_hand(X, R))
+    assert list(explanation.outputs) == list(explanation.reference_outputs) == ["y"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_optional_inside_of_a_subgraph() -> None:
+    """GraphSurgeon cannot write its type, and ONNX Runtime needs none."""
+    proto = mlp()
+    proto.graph.node.append(onnx.helper.make_node("ReduceMax", ["h"], ["m"], keepdims=0))
+    proto.graph.node.append(onnx.helper.make_node("Cast", ["m"], ["c"], to=onnx.TensorProto.BOOL))
+    inner = [
+        onnx.helper.make_node("Optional", ["h"], ["o"]),
+        onnx.helper.make_node("OptionalGetElement", ["o"], ["e"]),
+    ]
+    types = [onnx.helper.make_value_info("o", onnx.helper.make_optional_type_proto(FLOATS))]
+    branch = onnx.helper.make_graph(inner, "b", [], [onnx.helper.make_value_info("e", FLOATS)], value_info=types)
+    proto.graph.node.append(onnx.helper.make_node("If", ["c"], ["z"], then_branch=branch, else_branch=branch))
+    proto.graph.output.append(onnx.helper.make_value_info("z", FLOATS))
+    explain = onnxlift.Explainer(onnxlift.rewrite(proto, target=1))
+    close(explain(X, reference=R).outputs["z"], X @ W1)
+
+
 def test_lists_other_dtypes_and_layouts() -> None:
     explain = explainer(reference="zeros")
     expected = explain(np.round(X)).contributions["x"]
@@ -222,6 +272,8 @@ def test_bad_data(case: str) -> None:
 @pytest.mark.parametrize(
     ("reference", "given", "message"),
     [
+        ("shared", R[:0], "'x_reference' has no references: its shape is [0, 6]"),
+        ("grouped", np.zeros((7, 0, 6)), "'x_reference' has no references: its shape is [7, 0, 6]"),
         ("shared", R[:2, :5], "'x_reference' has shape [2, 5], expected [2, 6]"),
         ("shared", R[0], "add the missing axis in front"),
         ("grouped", R, "expected [N, references, 6]"),
@@ -240,6 +292,34 @@ def test_a_target_that_only_the_graph_can_check() -> None:
     explain(X, target=5)
     with pytest.raises(onnxlift.DataError, match="target 6 of sample 1 is out of range for tensor 'y'"):
         explain(X, target=[5, 6, 5, 5, 5, 5, 5])
+
+
+def test_a_fixed_target_that_only_the_graph_can_check() -> None:
+    for text, rest in (("Relu (x)", ()), ("Reshape (x, s)", (0,))):
+        text = f"g (float[N, D] x) => (float[N, D{', 1' * len(rest)}] y) {{ y = {text} }}"
+        proto = model(text, s=np.array([0, 0, 1]))
+        explain = onnxlift.Explainer(proto, target=(5, *rest), reference="zeros", batch_size=2)
+        explain(X)
+        explain = onnxlift.Explainer(proto, target=(6, *rest), reference="zeros", batch_size=2)
+        shown = r"\[6, 0\]" if rest else "6"
+        with pytest.raises(onnxlift.DataError, match=f"target {shown} of sample 0 is out of range for tensor 'y'"):
+            explain(X)
+
+
+@pytest.mark.parametrize("target", ["input", 1])
+def test_nan_of_a_hidden_tensor_is_no_wrong_target(target: int | str) -> None:
+    text = """g (float[N, 6] x) => (float[N] z) {
+        y = Log(x) f = IsNaN(y) c = Cast<to=1>(f) ax = Constant<value_ints=[1]>() z = ReduceSum<keepdims=0>(c, ax)
+    }"""
+    explain = onnxlift.Explainer(model(text), output="y", target=target, reference={"x": np.ones((1, 6))})
+    with pytest.warns(onnxlift.CompletenessWarning, match="where the gap is NaN"):
+        explain(-np.ones((2, 6)), target=1 if target == "input" else None)
+
+
+@pytest.mark.parametrize("tolerance", [float("nan"), -1.0])
+def test_tolerances_that_say_nothing(tolerance: float) -> None:
+    with pytest.raises(onnxlift.OptionError, match="the tolerance must be 0 or more"):
+        explainer(tolerance=tolerance)
 
 
 def test_what_the_model_itself_refuses() -> None:
