@@ -1,6 +1,6 @@
 """The independent oracle: DeepLIFT by plain float64 NumPy, slow and obvious.
 
-It is written from METHOD.md (sections 1-7) and the papers, from no implementation, and with techniques a
+It is written from docs/method.md (sections 1-7) and the papers, from no implementation, and with techniques a
 production rule would not use, so that an agreement of the two means something:
 
 * linear operators: the adjoint is *probed* (unit vectors, index arrays, explicit window and tap loops);
