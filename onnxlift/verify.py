@@ -90,6 +90,7 @@ def verify(
     if plain:
         if original is not None:
             raise OptionError("an original is asked for only beside an explainer, and this is a plain model")
+        model = load(model)  # read once, for everything below
         options["target"] = "argmax" if options.get("target") is None else options["target"]
         original, source = model, rewrite(model, **options)
     left = RewriteOptions() if plain else options  # those an explainer refuses
