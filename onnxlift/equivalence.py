@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from onnx import ModelProto
 
 from onnxlift.arrays import Array
 from onnxlift.errors import DataError, ModelError
+from onnxlift.session import CPU, runtime
 
 _MAX_IR = 13  # ONNX Runtime 1.31 refuses later ones, although nothing in the models needs them
 _SILENT = 4
@@ -32,13 +32,14 @@ def equivalence(original: ModelProto, other: ModelProto, data: Mapping[str, Arra
 
 
 def _outputs(model: ModelProto, data: Mapping[str, Array]) -> dict[str, Any]:
+    ort = runtime()
     options = ort.SessionOptions()
     options.log_severity_level = _SILENT  # what goes wrong is raised
     if model.ir_version > _MAX_IR:
         model = copy.deepcopy(model)
         model.ir_version = _MAX_IR
     try:
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=[CPU])
     except Exception as error:  # ONNX Runtime's exceptions have no common class
         raise ModelError(f"ONNX Runtime cannot load the model: {error}") from error
     required = [value.name for value in session.get_inputs()]

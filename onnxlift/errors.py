@@ -4,6 +4,10 @@ A message is one paragraph: what is wrong, where (node, tensor, file), and what 
 The command line prints it and exits with status 2; nobody sees a traceback for a bad model or a wrong name.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 
 class OnnxliftError(Exception):
     """Base class: whatever onnxlift itself refuses."""
@@ -27,3 +31,13 @@ class DataError(OnnxliftError):
 
 class Unsupported(Exception):
     """A rule exists for an operator but not for this node; says why. Never seen outside: a RuleError lists them all."""
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names for a message: 'a', 'b'."""
+    return ", ".join(map(repr, names))
+
+
+def shown(dims: Iterable[object]) -> str:
+    """A shape or an index for a message: [batch, 3, ?]."""
+    return "[" + ", ".join("?" if dim is None else str(dim) for dim in dims) + "]"

@@ -108,8 +108,7 @@ class Results:
         """A graph output of that very name: the tensor itself, or a copy where it has a name already."""
         if tensor.name == name:
             return tensor.handle
-        if name in self.graph.tensors:
-            raise OptionError(f"the model already has a tensor {name!r}, the name of an explainer output: rename it")
+        self.graph.check_free(name, "output")
         free = self.graph.is_computed(tensor.handle) and not self.walk.is_named(tensor)
         if free and tensor.name not in self.graph.own and not any(tensor.handle is handle for handle in taken):
             self.graph.rename(tensor.handle, name)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from onnxlift.arrays import Array
-from onnxlift.errors import DataError
+from onnxlift.errors import DataError, shown
 
 Data = ArrayLike | Mapping[str, ArrayLike]
 
@@ -176,7 +176,7 @@ class Intake:
             return None
         first = self.given[0]
         if not arrays[first].ndim:
-            raise DataError(f"input {first!r} is a single number, but needs shape {_shown(self.ports[first].shape)}")
+            raise DataError(f"input {first!r} is a single number, but needs shape {shown(self.ports[first].shape)}")
         samples = len(arrays[first])
         if samples == 0:
             raise DataError(f"input {first!r} has no samples: its shape is {list(arrays[first].shape)}")
@@ -198,7 +198,7 @@ class Intake:
         wanted: list[int | str | None] = list(port.shape)
         if len(shape) != len(wanted):
             hint = "; add the missing axis in front, array[None]" if len(shape) == len(wanted) - 1 else ""
-            raise DataError(f"input {port.name!r} has shape {list(shape)}, expected {_shown(wanted)}{hint}")
+            raise DataError(f"input {port.name!r} has shape {list(shape)}, expected {shown(wanted)}{hint}")
         if port.role == "reference":
             lead = {"shared": 1, "grouped": 2}.get(self._about["reference"], 0)
             if lead and shape[lead - 1] == 0:
@@ -212,7 +212,7 @@ class Intake:
         fits = all(not isinstance(dim, int) or dim == size for dim, size in zip(wanted, shape, strict=True))
         if not fits or 0 in shape:
             hint = f": one row per sample of {self.given[0]!r}" if shape[1:] == tuple(wanted[1:]) else ""
-            raise DataError(f"input {port.name!r} has shape {list(shape)}, expected {_shown(wanted)}{hint}")
+            raise DataError(f"input {port.name!r} has shape {list(shape)}, expected {shown(wanted)}{hint}")
 
     def _check_target(self, arrays: Mapping[str, Array]) -> None:
         """Indices inside the explained tensor, where its shape is known."""
@@ -228,7 +228,7 @@ class Intake:
             value = index[bad[0]].tolist()
             raise DataError(
                 f"target {value[0] if len(value) == 1 else value}{sample} is out of range: tensor "
-                f"{self._about['output']!r} has shape {_shown(limits)} per sample, counted from 0"
+                f"{self._about['output']!r} has shape {shown(limits)} per sample, counted from 0"
             )
 
 
@@ -274,7 +274,3 @@ def _check_finite(port: Port, array: Array, split: bool) -> None:
         f"input {port.name!r} has {value}{where} ({count} such value{'s' * (count > 1)} in all, as {array.dtype}): "
         "contributions need finite numbers"
     )
-
-
-def _shown(dims: Sequence[object]) -> str:
-    return "[" + ", ".join("?" if dim is None else str(dim) for dim in dims) + "]"

@@ -2,7 +2,7 @@
 
 Three questions, each one linear pass over the nodes: which tensors change when the attributed ones change
 (`dependent`), through which of them the change reaches the target (`active`), and where it would get there through
-an integer or boolean tensor instead, where no multiplier can follow (`Leak`).
+an integer or boolean tensor instead, where no multiplier can follow (a `Problem`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import numpy as np
 from onnx.helper import np_dtype_to_tensor_dtype
 
 from onnxlift.graph import Shape
-from onnxlift.tensor import FLOAT32, INT64, Operand, Tensor, binary, broadcast_shape, unary
+from onnxlift.tensor import FLOAT32, INT64, Operand, Tensor, alike, binary, broadcast_shape, unary
 
 absolute = functools.partial(unary, "Abs")
 exp = functools.partial(unary, "Exp")
@@ -38,12 +38,8 @@ def logical_not(a: Tensor) -> Tensor:
 
 def where(condition: Tensor, a: Operand, b: Operand) -> Tensor:
     """`a` where the condition holds, `b` elsewhere. Numbers take the other branch's dtype."""
-    tensor = a if isinstance(a, Tensor) else b
-    assert isinstance(tensor, Tensor)
-    emitter = tensor.emitter
-    left = a if isinstance(a, Tensor) else emitter.constant(a, tensor.dtype)
-    right = b if isinstance(b, Tensor) else emitter.constant(b, tensor.dtype)
-    return emitter.op("Where", condition, left, right, dtype=tensor.dtype)
+    left, right = alike(a, b)
+    return left.emitter.op("Where", condition, left, right, dtype=left.dtype)
 
 
 def clip(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
@@ -186,8 +182,7 @@ def slice_axis(x: Tensor, axis: int, start: Tensor | int, stop: Tensor | int) ->
     shape: Shape = None
     if x.shape is not None:
         dims = list(x.shape)
-        known = isinstance(start, int) and isinstance(stop, int) and 0 <= start <= stop
-        dims[axis] = stop - start if known and isinstance(start, int) and isinstance(stop, int) else None
+        dims[axis] = stop - start if isinstance(start, int) and isinstance(stop, int) and 0 <= start <= stop else None
         shape = tuple(dims)
     return emitter.op("Slice", x, *bounds, emitter.ints([axis]), shape=shape)
 

@@ -17,7 +17,8 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from onnxlift.protobuf import SMALL
+from onnxlift.errors import OptionError
+from onnxlift.protobuf import SMALL, copy_documentation
 
 G_LOGGER.severity = G_LOGGER.ERROR
 
@@ -149,7 +150,8 @@ class Graph:
         )
 
     def add_input(self, name: str, dtype: np.dtype[Any], shape: Shape) -> Handle:
-        """A new graph input."""
+        """A new graph input of that very name. Raises OptionError where the model has a tensor of that name."""
+        self.check_free(name, "input")
         handle = self.variable(name, dtype, shape)
         self._graph.inputs.append(handle)
         return handle
@@ -157,6 +159,11 @@ class Graph:
     def set_outputs(self, handles: Sequence[Handle]) -> None:
         """The graph outputs from now on."""
         self._graph.outputs = list(handles)
+
+    def check_free(self, name: str, role: str) -> None:
+        """Raise OptionError where `name`, which an explainer's input or output must have, is taken."""
+        if name in self.tensors:
+            raise OptionError(f"the model already has a tensor {name!r}, the name of an explainer {role}: rename it")
 
     def rename(self, handle: Handle, name: str) -> None:
         """Give a tensor another name; it must be free."""
@@ -191,13 +198,12 @@ class Graph:
         self._hide_types()
         proto = gs.export_onnx(self._graph, do_type_check=False)
         self._restore_types(proto.graph)
-        model = onnx.ModelProto()
-        model.CopyFrom(self._model_without_graph())
+        model = onnx.ModelProto(ir_version=self._model.ir_version, opset_import=self._model.opset_import)
         model.graph.CopyFrom(proto.graph)
         described = [value for value in proto.graph.value_info if value.name in self.own]
         del model.graph.value_info[:]
         model.graph.value_info.extend(described)
-        model.graph.name = self._model.graph.name or "explainer"
+        copy_documentation(self._model, model)
         for key, value in metadata.items():
             entry = model.metadata_props.add()
             entry.key, entry.value = key, value
@@ -217,19 +223,6 @@ class Graph:
         for value in (*graph.input, *graph.output, *graph.value_info):
             if value.name in types and not types[value.name].HasField("tensor_type"):
                 value.type.CopyFrom(types[value.name])
-
-    def _model_without_graph(self) -> onnx.ModelProto:
-        bare = onnx.ModelProto(
-            ir_version=self._model.ir_version,
-            producer_name=self._model.producer_name,
-            producer_version=self._model.producer_version,
-            domain=self._model.domain,
-            model_version=self._model.model_version,
-            doc_string=self._model.doc_string,
-        )
-        bare.opset_import.extend(self._model.opset_import)
-        bare.metadata_props.extend(self._model.metadata_props)
-        return bare
 
 
 def _exported(shape: Shape) -> list[int | str | None] | None:

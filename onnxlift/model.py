@@ -28,6 +28,7 @@ from onnxlift.protobuf import (
     Namer,
     add_initializer,
     captured,
+    copy_documentation,
     forget_types,
     is_external,
     is_small,
@@ -100,7 +101,7 @@ def _normal_form(model: ModelProto, folder: Path | None) -> ModelProto:
     _write_types(work, walk)
     _write_names_and_imports(work)
     _write_weights(work, weights)
-    _write_documentation(work, model)
+    copy_documentation(model, work)
     return work
 
 
@@ -201,13 +202,3 @@ def _write_weights(work: ModelProto, weights: Mapping[str, TensorProto]) -> None
     for name, tensor in weights.items():
         if name in used:
             add_initializer(graph, name, tensor)
-
-
-def _write_documentation(work: ModelProto, model: ModelProto) -> None:
-    """What the model says of itself, which onnx's passes drop."""
-    for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
-        if model.HasField(field):
-            setattr(work, field, getattr(model, field))
-    work.metadata_props.extend(model.metadata_props)
-    work.graph.name, work.graph.doc_string = model.graph.name or "graph", model.graph.doc_string
-    work.graph.metadata_props.extend(model.graph.metadata_props)

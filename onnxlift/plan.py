@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from onnxlift import registry
-from onnxlift.errors import OptionError
+from onnxlift.errors import OptionError, listed
 from onnxlift.graph import Node
 
 
@@ -45,7 +45,7 @@ class Plan:
                     known = [rule.name for rule in registry.rules() if (rule.domain, rule.op) == (domain, node.op)]
                     raise OptionError(
                         f"the plan asks for rule {choice.rule!r} for {node.op} (node {node.name!r}), "
-                        f"which has {_listed(known) or 'no rule'}"
+                        f"which has {listed(sorted(known)) or 'no rule'}"
                     )
         return registry.find(node.op, domain)
 
@@ -57,15 +57,11 @@ RULES = {"rescale": Plan()}
 def resolve(rule: str, plan: Plan | None) -> Plan:
     """The plan that the arguments `rule` and `plan` of `rewrite` stand for."""
     if rule not in RULES:
-        raise OptionError(f"unknown rule {rule!r}: one of {_listed(RULES)}")
+        raise OptionError(f"unknown rule {rule!r}: one of {listed(sorted(RULES))}")
     if plan is not None and not isinstance(plan, Plan):
         raise OptionError(f"the plan must be an onnxlift.Plan, not {type(plan).__name__}")
     known = {rule.name for rule in registry.rules()}
     for choice in plan.choices if plan else ():
         if choice.rule not in known:
-            raise OptionError(f"the plan asks for rule {choice.rule!r}, which no operator has: {_listed(known)}")
+            raise OptionError(f"the plan asks for rule {choice.rule!r}, which no operator has: {listed(sorted(known))}")
     return Plan((*(plan.choices if plan else ()), *RULES[rule].choices))
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, sorted(names)))

@@ -90,6 +90,16 @@ def add_initializer(graph: GraphProto, name: str, tensor: TensorProto) -> None:
     graph.initializer[-1].name = name
 
 
+def copy_documentation(source: ModelProto, target: ModelProto) -> None:
+    """Gives `target` what `source` says of itself, which onnx's passes and GraphSurgeon drop."""
+    for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
+        if source.HasField(field):
+            setattr(target, field, getattr(source, field))
+    target.metadata_props.extend(source.metadata_props)
+    target.graph.name, target.graph.doc_string = source.graph.name or "graph", source.graph.doc_string
+    target.graph.metadata_props.extend(source.graph.metadata_props)
+
+
 def is_external(tensor: TensorProto) -> bool:
     """Whether the data lies in another file."""
     return tensor.data_location == TensorProto.EXTERNAL

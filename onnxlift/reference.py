@@ -17,7 +17,7 @@ from onnxlift.flow import RANDOM, Flow, ancestors, dependents, names, reads
 from onnxlift.functions import concat, expand, reshape, shape_of, unsqueeze
 from onnxlift.graph import Dim, Graph, Shape
 from onnxlift.site import Pairing
-from onnxlift.tensor import Array, Emitter, Tensor
+from onnxlift.tensor import FLOAT32, Array, Emitter, Tensor
 
 ReferenceSpec = str | Mapping[str, Array]
 
@@ -94,11 +94,9 @@ def repeat_rows(tensor: Tensor, times: Tensor) -> Tensor:
     return result
 
 
-def _rows_and(rest: Sequence[Dim], tensor: Tensor) -> Tensor | list[int]:
-    if all(isinstance(dim, int) for dim in rest):
-        return [-1, *(dim for dim in rest if isinstance(dim, int))]
-    start = tensor.rank - len(rest)
-    return concat([tensor.emitter.ints([-1]), shape_of(tensor, start)], axis=0)
+def _rows_and(rest: Sequence[Dim], tensor: Tensor) -> Tensor:
+    """The shape [-1, rest]; `rest` are the last extents of `tensor`."""
+    return concat([tensor.emitter.ints([-1]), shape_of(tensor, tensor.rank - len(rest))], axis=0)
 
 
 def given_inputs(graph: Graph, sources: Sequence[str]) -> list[str]:
@@ -221,10 +219,9 @@ class _Lead:
     def shape(self, shape: Shape) -> Shape:
         if not shape:
             return shape
-        lead = self.extent if shape[0] == self.batch else shape[0]
         if self.everywhere:
             return tuple(dim if isinstance(dim, int) else None for dim in shape)
-        return (lead, *shape[1:])
+        return (self.extent if shape[0] == self.batch else shape[0], *shape[1:])
 
 
 def _reference_run(
@@ -274,7 +271,7 @@ def _replay(
         shapes: list[Shape] = [
             lead.shape(graph.shape(handle)) if lead else graph.shape(handle) for handle in node.outputs
         ]
-        dtypes = [graph.dtype(handle) or np.dtype(np.float32) for handle in node.outputs]
+        dtypes = [graph.dtype(handle) or FLOAT32 for handle in node.outputs]
         copies = emitter.ops(
             node.op,
             *inputs,
@@ -310,16 +307,11 @@ def _check_repeatable(graph: Graph, flow: Flow) -> None:
 
 
 def _graph_input(emitter: Emitter, x: Tensor, shape: Shape) -> Tensor:
-    name = f"{x.name}_reference"
-    if name in emitter.graph.tensors:
-        raise OptionError(f"the model already has a tensor {name!r}, the name of an explainer input: rename it")
-    return emitter.wrap(emitter.graph.add_input(name, x.dtype, shape))
+    return emitter.wrap(emitter.graph.add_input(f"{x.name}_reference", x.dtype, shape))
 
 
 def _zeros(emitter: Emitter, x: Tensor, batch: Batch | None) -> Tensor:
     shape = shape_of(x) if batch is None else concat([emitter.ints([1]), shape_of(x, 1)], axis=0)
-    if shape.value is None and x.shape is not None and batch and all(isinstance(dim, int) for dim in x.shape[1:]):
-        shape = emitter.ints([1, *(dim for dim in x.shape[1:] if isinstance(dim, int))])
     zeros = expand(emitter.constant(0, x.dtype), shape)
     zeros.shape = x.shape if batch is None else (1, *_rest(x))
     return zeros

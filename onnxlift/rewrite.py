@@ -16,7 +16,7 @@ import onnx
 import onnxlift.rules  # noqa: F401 - fills the registry
 from onnxlift import registry
 from onnxlift.batch import find_batch, fix_batch, free_batch
-from onnxlift.errors import OptionError, RuleError
+from onnxlift.errors import OptionError, RuleError, listed
 from onnxlift.explainer import EMITS, METADATA_KEY, Results
 from onnxlift.files import load, save
 from onnxlift.flow import Flow, Problem, dependents, is_float, reads, trace
@@ -148,7 +148,6 @@ class Inspection:
     stepped_over: str | None
     problems: list[Problem]
     graph: Graph
-    options: Options
 
 
 def inspect(model: Model, **options: object) -> Inspection:
@@ -161,7 +160,7 @@ def inspect(model: Model, **options: object) -> Inspection:
         except _Refused as refused:
             problems = refused.problems
     rules = {step.node.name: rewriter.plan.rule(step.node) for step in rewriter.flow.steps}
-    return Inspection(rewriter.flow, rules, rewriter.stepped_over, problems, rewriter.graph, rewriter.options)
+    return Inspection(rewriter.flow, rules, rewriter.stepped_over, problems, rewriter.graph)
 
 
 def rewrite_with_residuals(model: Model, options: Options) -> tuple[onnx.ModelProto, dict[str, str]]:
@@ -259,7 +258,7 @@ class _Rewriter:
             if not found:
                 raise OptionError(
                     f"tensor {self.output!r} depends on no float graph input (the inputs are "
-                    f"{_listed(graph.inputs)}): name internal tensors to attribute to with `inputs`"
+                    f"{listed(graph.inputs)}): name internal tensors to attribute to with `inputs`"
                     f"{self._embedding_hint()}"
                 )
             return found
@@ -267,7 +266,7 @@ class _Rewriter:
             raise OptionError("`inputs` is empty: name at least one tensor to attribute to")
         for name in asked:
             if name not in graph.tensors:
-                raise OptionError(f"no tensor {name!r} in the model; its inputs are {_listed(graph.inputs)}")
+                raise OptionError(f"no tensor {name!r} in the model; its inputs are {listed(graph.inputs)}")
             if not is_float(graph, name):
                 raise OptionError(
                     f"tensor {name!r} is {graph.dtype(graph.tensors[name])}, not a float, and has no contributions: "
@@ -298,7 +297,7 @@ class _Rewriter:
     def _check_names(self) -> None:
         unknown = set(self.options.emit) - set(EMITS)
         if unknown:
-            raise OptionError(f"cannot emit {_listed(sorted(unknown))}: choose from {_listed(EMITS)}")
+            raise OptionError(f"cannot emit {listed(sorted(unknown))}: choose from {listed(EMITS)}")
         for name in self.options.expose:
             if name not in self.graph.tensors:
                 raise OptionError(f"no tensor {name!r} in the model to expose")
@@ -308,7 +307,7 @@ class _Rewriter:
         lines = [f"{problem.node.name!r} ({problem.node.op}): {problem.reason}" for problem in problems]
         count = len(lines)
         message = (
-            f"importance cannot pass {count} node{'s' if count > 1 else ''} between {_listed(self.sources)} and "
+            f"importance cannot pass {count} node{'s' if count > 1 else ''} between {listed(self.sources)} and "
             f"{self.output!r}: {'; '.join(lines)}. Attribute to a tensor behind them with `inputs`, or explain a "
             "tensor in front of them with `output`."
         )
@@ -350,7 +349,3 @@ class _Rewriter:
         return {
             op: nodes if len(set(nodes.values())) > 1 else next(iter(nodes.values())) for op, nodes in chosen.items()
         }
-
-
-def _listed(values: Sequence[str]) -> str:
-    return ", ".join(repr(value) for value in values)

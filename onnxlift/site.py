@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from onnxlift.errors import Unsupported
-from onnxlift.functions import concat, expand, reduce_sum, reshape, shape_of
+from onnxlift.functions import concat, expand, reduce_sum, reshape, shape_of, slice_axis
 from onnxlift.graph import Shape
 from onnxlift.tensor import Array, Emitter, Tensor
 
@@ -141,7 +141,7 @@ class Value:
             return self._x.emitter.ints([known])
         if axis:
             return shape_of(self._x, axis, axis + 1)
-        return self.run_shape.emitter.op("Slice", self.run_shape, *map(self._x.emitter.ints, ([0], [1])), shape=(1,))
+        return slice_axis(self.run_shape, 0, 0, 1)
 
 
 class Site:

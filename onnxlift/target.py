@@ -10,9 +10,20 @@ from functools import reduce
 
 import numpy as np
 
-from onnxlift.errors import OptionError
+from onnxlift.errors import OptionError, listed, shown
 from onnxlift.flow import is_float, names
-from onnxlift.functions import cast, logical_and, reduce_sum, reshape, shape_of, slice_axis, unsqueeze, where
+from onnxlift.functions import (
+    arange,
+    cast,
+    logical_and,
+    reduce_sum,
+    reshape,
+    shape_of,
+    slice_axis,
+    unsqueeze,
+    where,
+    widen,
+)
 from onnxlift.graph import Graph
 from onnxlift.tensor import INT64, Emitter, Tensor
 
@@ -31,10 +42,10 @@ def explained_tensor(graph: Graph, output: str | None, pre_activation: bool) -> 
     if output is None:
         floats = [name for name in graph.outputs if is_float(graph, name)]
         if not floats:
-            raise OptionError(f"the model has no float output; its outputs are {_listed(graph.outputs)}")
+            raise OptionError(f"the model has no float output; its outputs are {listed(graph.outputs)}")
         output = floats[0]
     elif output not in graph.tensors:
-        raise OptionError(f"no tensor {output!r} in the model; its outputs are {_listed(graph.outputs)}")
+        raise OptionError(f"no tensor {output!r} in the model; its outputs are {listed(graph.outputs)}")
     elif not is_float(graph, output):
         raise OptionError(f"tensor {output!r} is {graph.dtype(graph.tensors[output])}: only a float can be explained")
     if pre_activation and output in graph.outputs:
@@ -56,7 +67,7 @@ def seed(emitter: Emitter, y: Tensor, spec: TargetSpec, batched: bool) -> Tensor
         case None:
             if any(dim != 1 for dim in rest):
                 raise OptionError(
-                    f"tensor {y.name!r} has {_shown(rest)} neurons per sample: choose a target (an index, "
+                    f"tensor {y.name!r} has {shown(rest)} neurons per sample: choose a target (an index, "
                     f"'argmax', 'input' or 'weights')"
                 )
             return emitter.constant(np.ones((1,) * len(y.shape)), y.dtype)
@@ -65,8 +76,7 @@ def seed(emitter: Emitter, y: Tensor, spec: TargetSpec, batched: bool) -> Tensor
         case "input":
             return _run_time_index(emitter, y, batched)
         case "weights":
-            handle = emitter.graph.add_input(_free(emitter.graph, "target_weights"), y.dtype, y.shape)
-            return emitter.wrap(handle)
+            return emitter.wrap(emitter.graph.add_input("target_weights", y.dtype, y.shape))
         case str():
             raise OptionError(f"unknown target {spec!r}: an index, 'argmax', 'input', 'weights' or nothing")
         case _:
@@ -85,7 +95,7 @@ def as_index(spec: object) -> tuple[int, ...]:
 
 def weighted_sum(y: Tensor, weights: Tensor, batched: bool) -> Tensor:
     """t = sum(weights * y) per sample, in float32 at least: shape [N], or a scalar where there is no batch axis."""
-    wide = cast(y, np.result_type(y.dtype, np.float32) if y.dtype.kind == "f" else np.dtype(np.float32))
+    wide = widen(y)
     weights = cast(weights, wide.dtype)
     selected = where(weights.equals(0), 0.0, weights * wide)
     return reduce_sum(selected, range(int(batched), y.rank), keepdims=False)
@@ -96,13 +106,13 @@ def _fixed_index(emitter: Emitter, y: Tensor, index: tuple[int, ...], lead: int)
     rest = y.shape[lead:]
     if len(index) != len(rest):
         raise OptionError(
-            f"target {_shown(index)} has {len(index)} indices, but tensor {y.name!r} has {len(rest)} axes "
-            f"{_shown(rest)} per sample"
+            f"target {shown(index)} has {len(index)} indices, but tensor {y.name!r} has {len(rest)} axes "
+            f"{shown(rest)} per sample"
         )
     onehots, inside = [], []
     for axis, (i, dim) in enumerate(zip(index, rest, strict=True), start=lead):
         if i < 0 or (isinstance(dim, int) and i >= dim):
-            raise OptionError(f"target {_shown(index)} is out of range for tensor {y.name!r} of shape {_shown(rest)}")
+            raise OptionError(f"target {shown(index)} is out of range for tensor {y.name!r} of shape {shown(rest)}")
         position = emitter.constant(i, INT64)
         onehots.append(cast(_arange(emitter, y, axis).equals(position), y.dtype))
         if not isinstance(dim, int):
@@ -117,7 +127,7 @@ def _argmax(emitter: Emitter, y: Tensor, batched: bool) -> Tensor:
     assert y.shape is not None
     if not batched and not isinstance(y.shape[0], int):
         raise OptionError(
-            f"tensor {y.name!r} of shape {_shown(y.shape)} does not share its first axis with the inputs, so there is "
+            f"tensor {y.name!r} of shape {shown(y.shape)} does not share its first axis with the inputs, so there is "
             "no largest neuron per sample: give the batch axes the same name, or choose one neuron by a tuple"
         )
     lead, neurons = (y.shape[0] if batched else 1), y.shape[1:] if batched else y.shape
@@ -139,7 +149,7 @@ def _run_time_index(emitter: Emitter, y: Tensor, batched: bool) -> Tensor:
         raise OptionError(f"tensor {y.name!r} has one neuron per sample: leave the target out")
     single = batched and len(axes) == 1
     shape = y.shape[:1] if single else (*y.shape[:lead], len(axes))
-    index = emitter.wrap(emitter.graph.add_input(_free(emitter.graph, "target"), INT64, shape))
+    index = emitter.wrap(emitter.graph.add_input("target", INT64, shape))
     hits, inside = [], []
     for position, axis in enumerate(axes):
         column = index if single else slice_axis(index, lead, position, position + 1)
@@ -158,20 +168,4 @@ def _arange(emitter: Emitter, y: Tensor, axis: int) -> Tensor:
         shape[axis] = dim
         return emitter.constant(np.arange(dim).reshape(shape), INT64)
     shape[axis] = -1
-    limit = reshape(shape_of(y, axis, axis + 1), [])
-    zero, one = (emitter.constant(number, INT64) for number in (0, 1))
-    return reshape(emitter.op("Range", zero, limit, one, shape=(None,)), shape)
-
-
-def _free(graph: Graph, name: str) -> str:
-    if name in graph.tensors:
-        raise OptionError(f"the model already has a tensor {name!r}, the name of an explainer input: rename it")
-    return name
-
-
-def _listed(values: Sequence[str]) -> str:
-    return ", ".join(repr(value) for value in values)
-
-
-def _shown(values: Sequence[object]) -> str:
-    return "[" + ", ".join("?" if value is None else str(value) for value in values) + "]"
+    return reshape(arange(shape_of(y, axis, axis + 1)), shape)

@@ -240,14 +240,21 @@ def unary(op: str, x: Tensor, **attributes: Any) -> Tensor:
     return x.emitter.op(op, x, **attributes)
 
 
-def binary(op: str, a: Operand, b: Operand) -> Tensor:
-    """Any broadcasting operator of two tensors; a number takes the dtype of the other side."""
+def alike(a: Operand, b: Operand) -> tuple[Tensor, Tensor]:
+    """Two operands as tensors: a number becomes a constant of the other's dtype."""
     tensor = a if isinstance(a, Tensor) else b
     assert isinstance(tensor, Tensor)
-    emitter = tensor.emitter
-    left = a if isinstance(a, Tensor) else emitter.constant(a, tensor.dtype)
-    right = b if isinstance(b, Tensor) else emitter.constant(b, tensor.dtype)
-    if op in _FOLDED and tensor.dtype == INT64 and left.value is not None and right.value is not None:
+    left, right = (
+        operand if isinstance(operand, Tensor) else tensor.emitter.constant(operand, tensor.dtype) for operand in (a, b)
+    )
+    return left, right
+
+
+def binary(op: str, a: Operand, b: Operand) -> Tensor:
+    """Any broadcasting operator of two tensors; a number takes the dtype of the other side."""
+    left, right = alike(a, b)
+    emitter = left.emitter
+    if op in _FOLDED and left.dtype == INT64 and left.value is not None and right.value is not None:
         return emitter.constant(_FOLDED[op](left.value, right.value), INT64)
     return emitter.op(op, left, right)
 

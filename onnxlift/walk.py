@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
 from onnxlift import registry
 from onnxlift.errors import Unsupported
 from onnxlift.flow import Flow, Problem, Step
-from onnxlift.functions import cast, where
+from onnxlift.functions import where, widen
 from onnxlift.plan import Plan
 from onnxlift.reference import Runs
 from onnxlift.site import Site, Value, unbroadcast
-from onnxlift.tensor import FLOAT32, Emitter, Tensor
+from onnxlift.tensor import Emitter, Tensor
 
 Edge = tuple[Value, Tensor]
 """An input of a node and the multiplier that the node's rule gives it."""
@@ -160,5 +158,5 @@ def _residual(site: Site, edges: Sequence[Edge]) -> Tensor:
 
 def _everything(tensor: Tensor) -> Tensor:
     """Sum over all elements, in float32 at least."""
-    wide = tensor if tensor.dtype == np.float64 else cast(tensor, FLOAT32)
+    wide = widen(tensor)
     return wide.emitter.op("ReduceSum", wide, keepdims=0, shape=())

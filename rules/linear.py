@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 from onnxlift.functions import cast, reshape, sqrt, unsqueeze
 from onnxlift.registry import AI_ONNX_ML, rule
-from onnxlift.site import Site
+from onnxlift.site import Site, Value
 from onnxlift.tensor import Tensor
 
 
@@ -40,10 +43,17 @@ def reduce(site: Site) -> list[Tensor]:
     axes = reduced_axes(site)
     if not site.attribute("keepdims", 1):
         m = unsqueeze(m, axes)
-    if site.op == "ReduceMean":
-        for axis in axes:
-            m = m / cast(reshape(x.dim(axis), []), x.dtype)
-    return [x.spread(m)]
+    return [x.spread(evenly(x, m, axes) if site.op == "ReduceMean" else m)]
+
+
+def evenly(x: Value, m: Tensor, axes: Sequence[int]) -> Tensor:
+    """m / n, n the number of places of `x` along `axes`."""
+    if not axes:
+        return m
+    n = functools.reduce(Tensor.__mul__, (x.dim(axis) for axis in axes))
+    if n.value is None or not n.value.item():
+        return m / cast(reshape(n, []), x.dtype)
+    return m * (1 / int(n.value.item()))
 
 
 def reduced_axes(site: Site) -> list[int]:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
 from collections.abc import Sequence
 
 import numpy as np
 
-from onnxlift.functions import cast, concat, maximum, minimum, reshape
+from onnxlift.functions import arange, cast, concat, maximum, minimum, reshape
 from onnxlift.registry import rule
+from onnxlift.rules.linear import evenly
 from onnxlift.rules.windows import Window, fit, known, mirrored_pads, numbers, transposed, windows
 from onnxlift.site import Site
-from onnxlift.tensor import INT64, Tensor
+from onnxlift.tensor import FLOAT32, Tensor
 
 
 @rule("linear", "GlobalAveragePool")
 def global_average_pool(site: Site) -> list[Tensor]:
     """m_x = m_y / (number of places) everywhere."""
-    x = site.x
-    places = functools.reduce(operator.mul, (x.dim(axis) for axis in range(2, x.rank)))
-    size = known(places)
-    share = site.m * (1 / size) if size else site.m / cast(reshape(places, []), x.dtype)
-    return [x.spread(share)]
+    return [site.x.spread(evenly(site.x, site.m, range(2, site.x.rank)))]
 
 
 @rule("linear", "AveragePool")
@@ -66,15 +61,8 @@ def _counts(site: Site, span: Window) -> Tensor:
 
     The padding counts if count_include_pad, but never what lies behind it (ceil_mode).
     """
-    emitter = site.emitter
     include = site.attribute("count_include_pad", 0)
-    size = known(span.positions)
-    if size is not None:
-        number = emitter.ints(range(size))
-    else:
-        zero, one = (emitter.constant(value, INT64) for value in (0, 1))
-        number = emitter.op("Range", zero, reshape(span.positions, []), one, shape=(None,))
-    first = number * span.stride - span.begin
+    first = arange(span.positions) * span.stride - span.begin
     limit = span.extent + span.end if include else span.extent
     stop = minimum((limit - first + (span.dilation - 1)) / span.dilation, span.kernel)
     skipped = 0 if include else (maximum(0 - first, 0) + (span.dilation - 1)) / span.dilation
@@ -83,7 +71,7 @@ def _counts(site: Site, span: Window) -> Tensor:
 
 def _repeated(site: Site, share: Tensor, spans: Sequence[Window]) -> Tensor:
     """Windows side by side: every share is repeated over its window."""
-    scales = site.emitter.constant([1, 1, *(span.kernel for span in spans)], np.dtype(np.float32))
+    scales = site.emitter.constant([1, 1, *(span.kernel for span in spans)], FLOAT32)
     full = site.emitter.op(
         "Resize",
         share,

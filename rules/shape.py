@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxlift.functions import (
+    arange,
     cast,
     concat,
     expand,
@@ -16,6 +17,7 @@ from onnxlift.functions import (
     maximum,
     minimum,
     reshape,
+    scatter_add,
     shape_of,
     transpose,
     unsqueeze,
@@ -176,11 +178,10 @@ def by_index(site: Site) -> Sequence[Tensor | None]:
     """The operator moves the numbers 0, 1, 2 ... instead of x; scatter m_y to where they came from, adding up."""
     site.only_active(0)
     emitter, x = site.emitter, site.x
-    zero, one = (emitter.constant(number, INT64) for number in (0, 1))
-    size = emitter.op("ReduceProd", x.run_shape, keepdims=0, shape=())
-    numbers = reshape(emitter.op("Range", zero, size, one, shape=(None,)), x.run_shape)
+    size = emitter.op("ReduceProd", x.run_shape, keepdims=1, shape=(1,))
+    numbers = reshape(arange(size), x.run_shape)
     rest = [site.tensor(index) for index in range(1, len(site.inputs))]
     origin = emitter.op(site.op, numbers, *rest, dtype=INT64, shape=site.y.shape, **site.attributes)
-    nothing = expand(emitter.constant(0, x.dtype), unsqueeze(size, [0]))
-    flat = [reshape(tensor, [-1]) for tensor in (origin, site.m)]
-    return [x.like(emitter.op("ScatterElements", nothing, *flat, axis=0, reduction="add", shape=(None,)))]
+    nothing = expand(emitter.constant(0, x.dtype), size)
+    places, m = (reshape(tensor, [-1]) for tensor in (origin, site.m))
+    return [x.like(scatter_add(nothing, places, m, axis=0))]
