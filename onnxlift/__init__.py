@@ -1,5 +1,6 @@
 """onnxlift: rewrite any ONNX model into one that also computes DeepLIFT contributions."""
 
+from onnxlift import references
 from onnxlift.errors import DataError, ModelError, OnnxliftError, OptionError, RuleError
 from onnxlift.explanation import Explanation
 from onnxlift.plan import Choice, Plan
@@ -17,6 +18,7 @@ __all__ = [
     "OptionError",
     "Plan",
     "RuleError",
+    "references",
     "rewrite",
     "rewrite_file",
 ]

@@ -9,7 +9,7 @@ import os
 import uuid
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,20 +55,31 @@ def write_arrays(path: PathLike, arrays: Mapping[str, Array]) -> None:
     Any name round-trips: it is only the name of a zip member. Text is stored as fixed-width unicode.
     Raises OptionError where `path` cannot be written, DataError for arrays of Python objects.
     """
-    target = check_writable(path)
-    partial = temporary(target)
     try:
-        with partial.open("xb") as file, zipfile.ZipFile(file, "w") as archive:
+        with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
             for name, array in arrays.items():
                 plain = array.astype(str) if array.dtype == object and _all_text(array) else array
                 member = zipfile.ZipInfo(f"{name}.npy")  # with a fixed date: same arrays, same bytes
                 with archive.open(member, "w", force_zip64=True) as stream:
                     npy.write_array(stream, plain, allow_pickle=False)
+    except ValueError as error:
+        raise DataError(f"Cannot write {path}: {error}.") from error
+
+
+@contextlib.contextmanager
+def replacing(path: PathLike) -> Iterator[IO[bytes]]:
+    """A file to write, which becomes exactly `path` once it is complete; until then, `path` is as it was.
+
+    Raises OptionError where `path` cannot be written.
+    """
+    target = check_writable(path)
+    partial = temporary(target)
+    try:
+        with partial.open("xb") as file:
+            yield file
         os.replace(partial, target)
     except OSError as error:
         raise OptionError(f"Cannot write {target}: {error.strerror or error}. Choose a writable path.") from error
-    except ValueError as error:
-        raise DataError(f"Cannot write {target}: {error}.") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()

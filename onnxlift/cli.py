@@ -1,4 +1,4 @@
-"""The command line: `onnxlift rewrite`, `explain`, `inspect` and `verify`.
+"""The command line: `onnxlift rewrite`, `explain`, `inspect`, `verify` and, in a module of its own, `plot`.
 
 Exit status: 0 all is well, 1 a check failed, 2 the call, the model or the data are refused, 130 interrupted.
 """
@@ -17,8 +17,9 @@ from typing import Any, NoReturn
 import click
 import onnx
 
-from onnxlift import report
-from onnxlift.arrays import Array, check_writable, read_arrays
+from onnxlift import cli_reference, report
+from onnxlift.arrays import check_writable, read_arrays
+from onnxlift.cli_plot import plot_command
 from onnxlift.errors import OnnxliftError, OptionError
 from onnxlift.explainer import EMITS
 from onnxlift.files import load
@@ -31,7 +32,6 @@ from onnxlift.verify import verify
 
 Command = Callable[..., Any]
 
-_REFERENCES = ("paired", "shared", "grouped", "zeros")
 _TARGETS = ("argmax", "input", "weights")
 
 
@@ -114,10 +114,9 @@ _TARGET = click.option(
     metavar="INDEX|argmax|input|weights",
     help="Which neuron: an index after the batch axis (3, or 3,4), the largest, or one given at run time.",
 )
-_REFERENCE = click.option(
-    "--reference",
-    metavar="|".join((*_REFERENCES, "FILE")),
-    help="What to compare with: given at run time, zeros, or the arrays of a .npy or .npz file. [default: paired]",
+_REFERENCE = click.option("--reference", metavar="NAME|FILE", help=cli_reference.HELP)
+_SEED = click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of shuffles, and of the K rows of background:FILE:K."
 )
 _EMITTING = _options(
     click.option(
@@ -171,15 +170,21 @@ def main() -> None:
     """
 
 
+main.add_command(plot_command)
+
+
 @main.command("rewrite", short_help="Write the explainer of a model.")
 @click.argument("model", type=_PATH)
 @click.argument("explainer", type=_PATH)
 @_TARGET
 @_REFERENCE
+@_SEED
 @_PLANNING
 @_EMITTING
 @_PRINTING
-def rewrite_command(model: Path, explainer: Path, as_json: bool, verbose: bool, quiet: bool, **options: Any) -> None:
+def rewrite_command(
+    model: Path, explainer: Path, seed: int, as_json: bool, verbose: bool, quiet: bool, **options: Any
+) -> None:
     """Rewrite MODEL into EXPLAINER, which also computes contributions.
 
     \b
@@ -191,8 +196,10 @@ def rewrite_command(model: Path, explainer: Path, as_json: bool, verbose: bool, 
     original = load(model, weights=False)
     if description(original) is not None:
         raise OptionError(f"{model} is an explainer already: give the original model")
-    written = rewrite_file(model, explainer, **_chosen(original, options))
+    written = rewrite_file(model, explainer, **_chosen(original, options, seed))
     about = description(written) or {}
+    if seed and about.get("builder") and not quiet:
+        click.echo("note: the references are made when the explainer runs: give --seed to `onnxlift explain`", err=True)
     facts = report.rewriting(original, written, about)
     if as_json:
         report.print_json(facts)
@@ -209,6 +216,7 @@ def rewrite_command(model: Path, explainer: Path, as_json: bool, verbose: bool, 
 @_RUNNING
 @_TARGET
 @_REFERENCE
+@_SEED
 @_PLANNING
 @_EMITTING
 @_PRINTING
@@ -220,6 +228,7 @@ def explain_command(
     strict: bool,
     tolerance: float,
     providers: tuple[str, ...],
+    seed: int,
     as_json: bool,
     verbose: bool,
     quiet: bool,
@@ -229,12 +238,13 @@ def explain_command(
 
     A .npz file may hold what the explainer takes besides: INPUT_reference, target, target_weights.
     The options below --providers are for a plain model, which is rewritten first; with an explainer that takes
-    references at run time, --reference FILE gives them.
+    references at run time, --reference FILE or mean:FILE gives them, and --seed is that of shuffles.
 
     \b
     Examples:
       onnxlift explain explainer.onnx data.npz --out contributions.npz
       onnxlift explain model.onnx images.npy --out contributions.npz --target argmax --reference zeros
+      onnxlift explain model.onnx dna.npy --out contributions.npz --target 0 --reference dinuc-shuffle:20
     """
     check_writable(out)
     for path in (model, data):
@@ -242,16 +252,18 @@ def explain_command(
             raise OptionError(f"--out {out} would overwrite what is read: choose another name")
     arrays = read_arrays(data)
     original = load(model, weights=False)
-    reference = None
-    if description(original) is not None and options["reference"] not in (None, *_REFERENCES):
-        reference = read_arrays(options.pop("reference"))
+    about, reference = description(original), None
+    if about is not None and options["reference"] is not None:
+        reference = cli_reference.at_run_time(about, options["reference"], seed)
+        options["reference"] = None if reference is not None else options["reference"]
     explainer = Explainer(
         model,
         providers=_providers(providers),
         batch_size=batch_size,
         tolerance=tolerance,
         progress=False if quiet or as_json else None,
-        **_chosen(original, options),
+        seed=seed,
+        **_chosen(None if about else original, options, seed),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CompletenessWarning)  # told below
@@ -344,29 +356,12 @@ def verify_command(
     return int(not found.passed)
 
 
-def _chosen(model: onnx.ModelProto | None, options: dict[str, Any]) -> dict[str, Any]:
-    """The options of `rewrite` that were given; a reference file is read."""
+def _chosen(model: onnx.ModelProto | None, options: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+    """The options of `rewrite` that were given; a reference that is made of a file is made."""
     chosen = {name: value for name, value in options.items() if value not in (None, ())}
-    reference = chosen.get("reference")
-    if model is not None and reference is not None and reference not in _REFERENCES:
-        chosen["reference"] = _baked(model, reference)
+    if model is not None and "reference" in chosen:
+        chosen["reference"] = cli_reference.to_store(model, chosen["reference"], chosen, seed)
     return chosen
-
-
-def _baked(model: onnx.ModelProto, path: str) -> dict[str, Array]:
-    """References to store in the explainer, from a file, by graph input."""
-    if not os.path.exists(path):
-        raise OptionError(f"--reference {path} is neither a file nor one of {', '.join(_REFERENCES)}")
-    constants = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value.name for value in model.graph.input if value.name not in constants]
-    arrays = read_arrays(path)
-    if isinstance(arrays, dict):
-        return {name if name in inputs else name.removesuffix("_reference"): array for name, array in arrays.items()}
-    if len(inputs) != 1:
-        raise OptionError(
-            f"--reference {path} has one array for {len(inputs)} inputs: use a .npz with {', '.join(inputs)}"
-        )
-    return {inputs[0]: arrays}
 
 
 def _providers(names: tuple[str, ...]) -> list[Provider] | None:

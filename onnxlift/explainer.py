@@ -2,92 +2,164 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from onnxlift.errors import OptionError
 from onnxlift.functions import cast, concat, expand, reduce_mean, reduce_sum, reshape, shape_of
 from onnxlift.graph import Handle
+from onnxlift.one_hot import centred, hypothetical
+from onnxlift.plan import Preset
 from onnxlift.reference import PAIRS, Crossed
+from onnxlift.signed import Multiplier
 from onnxlift.site import Value
 from onnxlift.target import weighted_sum
 from onnxlift.tensor import Tensor
-from onnxlift.walk import Walk
+from onnxlift.walk import Values, Walk
 
 METADATA_KEY = "onnxlift"
 """The entry of metadata_props that holds the description, as JSON."""
 GAP = "completeness_gap"
 TARGET_OUTPUT = "target_output"
 TARGET_REFERENCE = "target_reference"
-EMITS = ("contributions", "multipliers", "reference_outputs")
+EMITS = ("contributions", "multipliers", "hypothetical", "reference_outputs")
+
+
+@dataclass(frozen=True)
+class Seed:
+    """The target's weights: with the batch of the model, and lifted to the pairs of samples and references."""
+
+    weights: Tensor
+    lifted: Tensor
 
 
 class Results:
     """The outputs of an explainer, taken from a finished walk.
 
-    `weights` is the seed with the batch of the model, `lifted` with that of the walk.
+    `value`: the tensors at the input and at the reference. `lift` brings a multiplier of the walk to their batch.
+    `one_hot`: the channel axis of attributed tensors, by name. `normalized`: with the weights of LIFTPAD eq. 20.
     """
 
-    def __init__(self, walk: Walk, weights: Tensor, lifted: Tensor, batched: bool) -> None:
+    def __init__(
+        self,
+        walk: Walk,
+        value: Values,
+        seed: Seed,
+        preset: Preset,
+        lift: Callable[[Tensor], Tensor],
+        one_hot: Mapping[str, int],
+        *,
+        normalized: bool,
+        batched: bool,
+    ) -> None:
         self.walk = walk
+        self.value = value
         self.emitter = walk.emitter
         self.graph = walk.emitter.graph
-        self.weights = weights
-        self.lifted = lifted
+        self.seed = seed
+        self.preset = preset
+        self.lift = lift
+        self.one_hot = one_hot
+        self.normalized = normalized
         self.batched = batched
 
     def write(self, originals: Sequence[str], emit: Sequence[str], expose: Sequence[str]) -> None:
         """Make them the graph's outputs: the model's own first, under their own names."""
         sources = self.walk.flow.sources
-        contributions = {name: self.contributions(name) for name in sources}
+        hypothetical = {name: self.hypothetical(name) for name in self.one_hot} if "hypothetical" in emit else {}
+        contributions = {name: self.contributions(name, hypothetical.get(name)) for name in sources}
         results = self.completeness(contributions)
         for name in sources:
             if "contributions" in emit:
                 results[f"{name}_contributions"] = contributions[name]
             if "multipliers" in emit:
-                results[f"{name}_multipliers"] = self.mean(self.multiplier(name), self.walk.value(name))
+                results[f"{name}_multipliers"] = self.mean_multiplier(name)
+        results.update({f"{name}_hypothetical": tensor for name, tensor in hypothetical.items()})
         if "reference_outputs" in emit:
-            at_r = self.walk.runs.at_r
+            at_r = self.value.runs.at_r
             results.update({f"{name}_reference": at_r[name] for name in originals if name in at_r})
         for name in expose:
-            if self.walk.runs.crossed is not None:  # the mean over references takes the name
-                self.graph.rename(self.multiplier(name).handle, self.graph.unused(f"{name}/multiplier/{PAIRS}"))
-            results[f"{name}/contributions"] = self.contributions(name)
-            results[f"{name}/multiplier"] = self.mean(self.multiplier(name), self.walk.value(name))
+            results.update(self.exposed(name))
         results.update({f"{node}/residual": tensor for node, tensor in self.walk.residuals.items()})
         outputs = [self.graph.tensors[name] for name in dict.fromkeys((*originals, *expose))]
         for name, tensor in results.items():
             outputs.append(self.output(name, tensor, outputs))
         self.graph.set_outputs(outputs)
 
-    def multiplier(self, name: str) -> Tensor:
+    def multiplier(self, name: str) -> Multiplier:
         """The multiplier of a tensor that importance passes through; 0 for an input that its node does not use."""
         m = self.walk.multiplier(name)
         if m is None and name in self.walk.flow.sources:
-            return self.walk.value(name).zeros()
+            return Multiplier(self.walk.value(name).zeros())
         if m is None:
             raise OptionError(f"no importance passes through tensor {name!r}, so that it cannot be exposed")
+        if self.normalized and name in self.one_hot:
+            return Multiplier(centred(m.mean, self.one_hot[name]))
         return m
 
-    def contributions(self, name: str) -> Tensor:
-        """c = m d (LIFTPAD eq. 3), averaged over references."""
-        value = self.walk.value(name)
-        return self.mean(self.multiplier(name) * value.d, value)
+    def mean_multiplier(self, name: str) -> Tensor:
+        """A multiplier as it is emitted, averaged over references; a gradient has none."""
+        m = self.multiplier(name).mean
+        if self.preset.at == "input":
+            m.shape = self.emitter.tensor(name).shape
+            return m
+        return self.mean(self.lift(m), name)
+
+    def contributions(self, name: str, hypothetical: Tensor | None = None) -> Tensor:
+        """c = m d (LIFTPAD eq. 3), part by part, averaged over references; or the multiplier, if that is the score.
+
+        The contribution of a position of a one-hot input, H of the letter there, is put on that letter. Where there is
+        none (an unknown base) the channels keep their own.
+        """
+        if not self.preset.contributes:
+            return self.mean_multiplier(name)
+        value, m = self.stated(name), self.multiplier(name)
+        m = Multiplier(self.lift(m.mean), m.half)
+        c = m.contribution(value.d, value.parts if m.half else None)
+        if hypothetical is None:
+            return self.mean(c, name)
+        unknown = 1 - reduce_sum(value.x, [self.one_hot[name]])
+        return self.emitter.tensor(name) * hypothetical + self.mean(unknown * c, name)
+
+    def hypothetical(self, name: str) -> Tensor:
+        """What every letter would contribute at every position (METHOD 8), averaged over references."""
+        m = self.lift(self.multiplier(name).mean)
+        return self.mean(hypothetical(m, self.stated(name).r, self.one_hot[name]), name)
+
+    def stated(self, name: str) -> Value:
+        """A tensor at x and at the reference as it was given."""
+        value, r = self.value(name), self.value.runs.stated.get(name)
+        return value if r is None else Value(name, value.x, r, True, self.value.runs.pairing)
+
+    def exposed(self, name: str) -> dict[str, Tensor]:
+        """An internal tensor's multiplier and contributions; m+ and m- too, where they differ."""
+        m = self.multiplier(name)
+        if self.value.runs.crossed is not None:  # the mean over references takes the name
+            self.graph.rename(m.mean.handle, self.graph.unused(f"{name}/multiplier/{PAIRS}"))
+        results = {
+            f"{name}/contributions": self.contributions(name),
+            f"{name}/multiplier": self.mean_multiplier(name),
+        }
+        if m.half is not None:
+            results[f"{name}/multiplier/plus"] = self.mean(m.mean + m.half, name)
+            results[f"{name}/multiplier/minus"] = self.mean(m.mean - m.half, name)
+        return results
 
     def completeness(self, contributions: dict[str, Tensor]) -> dict[str, Tensor]:
         """t(x), t(r) and t(x) - t(r) - sum of contributions: per sample, or a scalar without a batch axis."""
         target = self.walk.flow.target
-        t_x = weighted_sum(self.emitter.tensor(target), self.weights, self.batched)
-        t_r = self.per_sample(weighted_sum(self.walk.value(target).r, self.lifted, self.batched), t_x)
+        t_x = weighted_sum(self.emitter.tensor(target), self.seed.weights, self.batched)
+        t_r = self.per_sample(weighted_sum(self.value(target).r, self.seed.lifted, self.batched), t_x)
         gap = t_x - t_r
         for name, c in contributions.items():
-            axes = range(int(self.batched), self.walk.value(name).rank)
+            axes = range(int(self.batched), self.value(name).rank)
             gap = gap - reduce_sum(cast(c, t_x.dtype), axes, keepdims=False)
         gap.shape = t_x.shape
         return {TARGET_OUTPUT: t_x, TARGET_REFERENCE: t_r, GAP: gap}
 
-    def mean(self, tensor: Tensor, value: Value) -> Tensor:
-        """The mean over references of something shaped like `value`: [N * K, ...] -> [N, ...]."""
-        model, crossed = self.emitter.tensor(value.name), self.walk.runs.crossed
+    def mean(self, tensor: Tensor, name: str) -> Tensor:
+        """The mean over references of something shaped like a tensor of the model: [N * K, ...] -> [N, ...]."""
+        model, crossed = self.emitter.tensor(name), self.value.runs.crossed
         if crossed is not None:
             rest = [shape_of(model, 1)] if model.rank > 1 else []
             tensor = mean_over_references(tensor, crossed, rest)
@@ -96,7 +168,7 @@ class Results:
 
     def per_sample(self, t_r: Tensor, t_x: Tensor) -> Tensor:
         """t(r) per sample: averaged over references, or one value for all samples."""
-        runs = self.walk.runs
+        runs = self.value.runs
         if runs.crossed is not None:
             t_r = mean_over_references(t_r, runs.crossed, [])
         elif runs.pairing.thin:

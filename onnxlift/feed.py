@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from onnxlift.arrays import Array
 from onnxlift.errors import DataError, shown
+from onnxlift.spec import Ahead, recorded
 
 Data = ArrayLike | Mapping[str, ArrayLike]
 
@@ -48,19 +49,22 @@ class Port:
 class Feed:
     """Arrays ready to run, by graph input. `split` names those whose leading axis counts the `samples`.
 
-    `samples` is None where there is no batch axis; `references` is K.
+    `samples` is None where there is no batch axis; `references` is K. `built`: graph inputs that are made when their
+    samples run, by a function of the first and the last sample (exclusive).
     """
 
     arrays: Mapping[str, Array]
     split: frozenset[str]
     samples: int | None
     references: int
+    built: Mapping[str, Callable[[int, int], Array]] = field(default_factory=dict)
 
     def chunks(self, size: int, fixed: bool) -> Iterator[tuple[int, int, dict[str, Array]]]:
         """Start, stop and the split arrays of each chunk; `fixed`: the last one repeats its last row up to `size`."""
         for start in range(0, self.samples or 1, size):
             stop = min(start + size, self.samples or 1)
-            rows = {name: self.arrays[name][start:stop] for name in self.split}
+            rows = {name: self.arrays[name][start:stop] for name in self.split - self.built.keys()}
+            rows |= {name: build(start, stop) for name, build in self.built.items()}
             if fixed and stop - start < size:
                 index = np.minimum(np.arange(size), stop - start - 1)
                 rows = {name: array[index] for name, array in rows.items()}
@@ -71,11 +75,13 @@ class Intake:
     """The graph inputs of an explainer, from its session and its metadata.
 
     `ports` by name; `given` names those that need a reference; `batch` is the batch axis's size, its symbol, or None
-    where there is none; `neurons` is the explained tensor's shape per sample.
+    where there is none; `neurons` is the explained tensor's shape per sample. `seed`: of references that are made here.
     """
 
-    def __init__(self, inputs: Sequence[Any], description: Mapping[str, Any]) -> None:
+    def __init__(self, inputs: Sequence[Any], description: Mapping[str, Any], seed: int = 0) -> None:
         self._about = description
+        self._recorded = recorded(description)
+        self._seed = seed
         self.given: list[str] = description["references"]
         shapes = {value.name: tuple(value.shape) for value in inputs}
         self.neurons: list[int | str | None] = description["output_shape"][int(description["batched"]) :]
@@ -108,8 +114,9 @@ class Intake:
     ) -> Feed:
         """Check and convert one call's arrays. Raises DataError."""
         arrays = self.arrays(data, reference, target, target_weights)
+        made = self._made(arrays)
         for port in self.ports.values():
-            if port.name not in arrays:
+            if port.name not in arrays and port not in made:
                 hint = "" if port.role == "data" else f" ({self._option(port.role)})"
                 raise DataError(f"the array of input {port.name!r} is missing{hint}: give it")
         samples = self._samples(arrays)
@@ -118,13 +125,35 @@ class Intake:
             leading = arrays[port.name].shape[:1]
             if isinstance(self.batch, int) and port.name not in self.given and leading != (samples,):
                 split -= {port.name} if leading == (self.batch,) else set()
-        for port in self.ports.values():
+        for port in (port for port in self.ports.values() if port not in made):
             if samples is not None and port.role != "data" and port.split:
                 arrays[port.name] = _spread(arrays[port.name], len(port.shape), samples)
             self._check_shape(port, arrays, samples if port.name in split else None)
             _check_finite(port, arrays[port.name], port.name in split)
         self._check_target(arrays)
-        return Feed(arrays, frozenset(split), samples, self._references(arrays))
+        built = self._makers(made, arrays)
+        if samples is None:
+            arrays |= {name: build(0, 1)[0] for name, build in built.items()}
+            built = {}
+        return Feed(arrays, frozenset(split), samples, self._references(arrays), built)
+
+    def _made(self, arrays: Mapping[str, Array]) -> list[Port]:
+        """The inputs whose references are to be made: all, where the metadata say how and none is given."""
+        ports = self.of_role("reference")
+        return ports if self._recorded and not any(port.name in arrays for port in ports) else []
+
+    def _makers(self, ports: Sequence[Port], arrays: Mapping[str, Array]) -> dict[str, Ahead]:
+        """What makes the references of each input, from the checked samples. Raises DataError where it cannot."""
+        makers = {}
+        for port in ports:
+            assert self._recorded is not None
+            builder, axes = self._recorded
+            x, along = arrays[port.of], axes[port.of]
+            if self.batch is None:
+                x, along = x[None], [axis + 1 for axis in along]
+            builder.check(port.of, x, along)
+            makers[port.name] = Ahead(builder, x, along, self._seed)
+        return makers
 
     def arrays(
         self,
@@ -185,6 +214,8 @@ class Intake:
     def _references(self, arrays: Mapping[str, Array]) -> int:
         """K: over how many references each sample is averaged."""
         first = arrays.get(f"{self.given[0]}_reference")
+        if first is None and self._recorded:
+            return self._recorded[0].k
         match self._about["reference"]:
             case "shared" if first is not None:
                 return len(first)

@@ -20,6 +20,7 @@ sqrt = functools.partial(unary, "Sqrt")
 tanh = functools.partial(unary, "Tanh")
 sigmoid = functools.partial(unary, "Sigmoid")
 erf = functools.partial(unary, "Erf")
+sign = functools.partial(unary, "Sign")
 maximum = functools.partial(binary, "Max")
 minimum = functools.partial(binary, "Min")
 

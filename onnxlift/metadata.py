@@ -42,7 +42,9 @@ def explains(about: Mapping[str, Any]) -> str:
         }.get(target, "")
     inputs = ", ".join(map(repr, about["inputs"]))
     behind = f" (the input of {over})" if over else ""
-    reference = {
+    builder = about.get("builder")
+    made = f"{builder['spec']} of each sample" if builder else None
+    reference = made or {
         "paired": "a reference per sample",
         "shared": "shared references",
         "grouped": "several references per sample",

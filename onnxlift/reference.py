@@ -7,16 +7,17 @@ else is shared. A constant reference makes a constant replay, which ONNX Runtime
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from onnxlift.batch import Batch, other_leads
 from onnxlift.errors import OptionError, RuleError
 from onnxlift.flow import RANDOM, Flow, ancestors, dependents, names, reads
-from onnxlift.functions import concat, expand, reshape, shape_of, unsqueeze
+from onnxlift.functions import concat, expand, reduce_sum, reshape, shape_of, unsqueeze
 from onnxlift.graph import Dim, Graph, Shape
 from onnxlift.site import Pairing
+from onnxlift.spec import parse
 from onnxlift.tensor import FLOAT32, Array, Emitter, Tensor
 
 ReferenceSpec = str | Mapping[str, Array]
@@ -28,17 +29,26 @@ PAIRS = "pairs"
 
 
 @dataclass(frozen=True)
+class Filled:
+    """One row for all samples, filled in the graph: numbers that broadcast to a sample, by input."""
+
+    numbers: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
 class Runs:
     """The model at the input and at the reference: tensor name -> tensor; and how their batches meet.
 
     A name that is missing from `at_x` is the model's own tensor, one missing from `at_r` is the same as at x.
     `crossed`: the N * K pairs that contributions are averaged over; None where every sample has one reference.
+    `stated`: the reference as it was given, of attributed tensors whose run starts from `on_constraint` of it.
     """
 
     at_x: Mapping[str, Tensor]
     at_r: Mapping[str, Tensor]
     pairing: Pairing
     crossed: Crossed | None = None
+    stated: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Thin(Pairing):
@@ -66,11 +76,11 @@ class Crossed(Pairing):
         if self.grouped or not self._leads(tensor, REFERENCES):
             return tensor
         ones = tensor.emitter.ints([1] * (tensor.rank - 1))
-        shape = (PAIRS, *_rest(tensor))
+        shape = (PAIRS, *rest_of(tensor))
         return tensor.emitter.op("Tile", tensor, concat([self.samples, ones], axis=0), shape=shape)
 
     def shape(self, tensor: Tensor) -> Shape:
-        return (PAIRS, *_rest(tensor)) if self._leads(tensor, self.batch) else tensor.shape
+        return (PAIRS, *rest_of(tensor)) if self._leads(tensor, self.batch) else tensor.shape
 
     def run_shape(self, tensor: Tensor) -> Tensor:
         if not self._leads(tensor, self.batch):
@@ -89,12 +99,12 @@ def repeat_rows(tensor: Tensor, times: Tensor) -> Tensor:
     rest = tensor.shape[1:]
     ones = tensor.emitter.ints([1] * len(rest))
     wide = expand(unsqueeze(tensor, [1]), concat([tensor.emitter.ints([1]), times, ones], axis=0))
-    result = reshape(wide, _rows_and(rest, tensor))
+    result = reshape(wide, rows_and(rest, tensor))
     result.shape = (PAIRS, *rest)
     return result
 
 
-def _rows_and(rest: Sequence[Dim], tensor: Tensor) -> Tensor:
+def rows_and(rest: Sequence[Dim], tensor: Tensor) -> Tensor:
     """The shape [-1, rest]; `rest` are the last extents of `tensor`."""
     return concat([tensor.emitter.ints([-1]), shape_of(tensor, tensor.rank - len(rest))], axis=0)
 
@@ -105,10 +115,12 @@ def given_inputs(graph: Graph, sources: Sequence[str]) -> list[str]:
     return [name for name in graph.inputs if name in above]
 
 
-def are_several(spec: ReferenceSpec) -> bool:
+def are_several(spec: ReferenceSpec | Filled) -> bool:
     """Whether contributions are to be averaged over references, for a model with a batch axis."""
     if isinstance(spec, str):
-        return spec in ("shared", "grouped")
+        return parse(spec).kind in ("shared", "grouped")
+    if isinstance(spec, Filled):
+        return False
     return any(array.ndim > 0 and len(array) > 1 for array in spec.values())
 
 
@@ -117,51 +129,56 @@ def run_twice(
     flow: Flow,
     given: Sequence[str],
     batch: Batch | None,
-    spec: ReferenceSpec,
+    spec: ReferenceSpec | Filled,
     wanted: Sequence[str],
+    constrained: Mapping[str, int],
 ) -> Runs:
     """Emit the run of the model at the reference (and, where batches cannot meet otherwise, a tiled one at x).
 
-    `wanted`: the tensors to run for, the target among them.
+    `spec`: "paired", "shared", "grouped", numbers to fill in, or arrays to store. `wanted`: the tensors to run for, the
+    target among them. `constrained`: the axis along which an attributed tensor sums to 1, for those whose weights are
+    to be normalised.
     """
     graph = emitter.graph
     model_inputs = graph.inputs
-    kind = spec if isinstance(spec, str) else "baked"
     inputs = {name: emitter.tensor(name) for name in given}
-    arrays = {} if isinstance(spec, str) else _checked(spec, inputs, batch)
-    several = (batch is not None and are_several(spec)) or kind in ("shared", "grouped")
+    several = spec in ("shared", "grouped") or (batch is not None and are_several(spec))
     if several and (batch is None or not isinstance(batch.dim, str)):
         raise OptionError(
             "several references need a batch axis of unknown size in front of every input and of the explained "
             f"tensor, but input {given[0]!r} has shape {list(inputs[given[0]].shape or ())}: export the model with a "
             "dynamic batch axis, or use reference='paired' and average over calls"
         )
-    if kind != "paired":
+    if spec != "paired":
         _check_repeatable(graph, flow)
-    match kind:
+    match spec:
         case "paired":
             at_r = {name: _graph_input(emitter, x, x.shape) for name, x in inputs.items()}
         case "shared":
-            at_r = {name: _graph_input(emitter, x, (REFERENCES, *_rest(x))) for name, x in inputs.items()}
+            at_r = {name: _graph_input(emitter, x, (REFERENCES, *rest_of(x))) for name, x in inputs.items()}
         case "grouped":
             at_r = {
-                name: _graph_input(emitter, x, ((x.shape or ("",))[0], REFERENCES, *_rest(x)))
+                name: _graph_input(emitter, x, ((x.shape or ("",))[0], REFERENCES, *rest_of(x)))
                 for name, x in inputs.items()
             }
-        case "zeros":
-            at_r = {name: _zeros(emitter, x, batch) for name, x in inputs.items()}
-        case "baked":
+        case Filled(numbers):
+            at_r = {name: _filled(emitter, x, batch, numbers[name]) for name, x in inputs.items()}
+        case Mapping():
+            arrays = _checked(spec, inputs, batch)
             at_r = {name: emitter.wrap(graph.constant(f"{name}_reference", arrays[name])) for name in given}
         case _:
-            raise OptionError(f"unknown reference {kind!r}: 'paired', 'shared', 'grouped', 'zeros' or a dict of arrays")
+            raise AssertionError(f"not a reference of a graph: {spec!r}")
     if several:
         assert batch is not None
-        return _several(emitter, flow, wanted, model_inputs, inputs, at_r, batch, grouped=kind == "grouped")
-    if kind != "paired":
+        grouped = spec == "grouped"
+        return _several(emitter, flow, wanted, model_inputs, inputs, at_r, batch, grouped, constrained)
+    if spec != "paired":
         if batch is not None and batch.led:
-            return Runs({}, _reference_run(emitter, flow, wanted, at_r, _Lead(batch.dim, 1)), Thin())
+            run, stated = _reference_run(emitter, flow, wanted, at_r, constrained, Lead(batch.dim, 1))
+            return Runs({}, run, Thin(), stated=stated)
         at_r = {name: _spread(r, inputs[name]) for name, r in at_r.items()}
-    return Runs({}, _reference_run(emitter, flow, wanted, at_r, None), Pairing())
+    run, stated = _reference_run(emitter, flow, wanted, at_r, constrained, None)
+    return Runs({}, run, Pairing(), stated=stated)
 
 
 def _several(
@@ -173,6 +190,7 @@ def _several(
     at_r: Mapping[str, Tensor],
     batch: Batch,
     grouped: bool,
+    constrained: Mapping[str, int],
 ) -> Runs:
     """K references: cross the two runs lazily where samples stay apart, else run the model on tiled inputs."""
     first = next(iter(inputs))
@@ -182,31 +200,47 @@ def _several(
     if grouped:
         at_r = {name: _merge_rows(r) for name, r in at_r.items()}
     for r in at_r.values():
-        r.shape = (PAIRS if grouped else REFERENCES, *_rest(r))
+        r.shape = (PAIRS if grouped else REFERENCES, *rest_of(r))
     if batch.led:
         lead = PAIRS if grouped else REFERENCES
-        return Runs({}, _reference_run(emitter, flow, wanted, at_r, _Lead(batch.dim, lead)), crossed, crossed)
+        run, stated = _reference_run(emitter, flow, wanted, at_r, constrained, Lead(batch.dim, lead))
+        return Runs({}, run, crossed, crossed, stated)
+    unknown = Lead(batch.dim, PAIRS, everywhere=True)
+    at_x = tiled_run(emitter, flow, wanted, model_inputs, list(inputs), batch, references, "tiled")
+    at_r = {name: crossed.r(r) for name, r in at_r.items()}
+    run, stated = _reference_run(emitter, flow, wanted, at_r, constrained, unknown, at_x)
+    return Runs(at_x, run, Pairing(), crossed, stated)
+
+
+def tiled_run(
+    emitter: Emitter,
+    flow: Flow,
+    wanted: Sequence[str],
+    model_inputs: Sequence[str],
+    given: Sequence[str],
+    batch: Batch,
+    times: Tensor,
+    suffix: str,
+) -> dict[str, Tensor]:
+    """The model run with every sample `times` times in a row, where rows cannot be repeated tensor by tensor."""
     graph = emitter.graph
     tiled = {
-        name: repeat_rows(emitter.tensor(name), references)
+        name: repeat_rows(emitter.tensor(name), times)
         for name in model_inputs
         if (graph.shape(graph.tensors[name]) or (None,))[0] == batch.dim
     }
     above = ancestors(graph, [flow.target])
     for symbol, name in other_leads(graph, batch.dim).items():
-        if name in above and name not in inputs:
+        if name in model_inputs and name in above and name not in given:
             raise OptionError(
-                f"input {name!r} leads with {symbol!r} and {first!r} with {batch.dim!r}: whether it has a row for each "
-                "sample cannot be told, so that several references are refused; give both axes the same name"
+                f"input {name!r} leads with {symbol!r} and {given[0]!r} with {batch.dim!r}: whether it has a row for "
+                "each sample cannot be told, so that several references are refused; give both axes the same name"
             )
-    unknown = _Lead(batch.dim, PAIRS, everywhere=True)
-    at_x = _replay(emitter, tiled, ancestors(graph, wanted), "tiled", unknown)
-    at_r = {name: crossed.r(r) for name, r in at_r.items()}
-    return Runs(at_x, _reference_run(emitter, flow, wanted, at_r, unknown, at_x), Pairing(), crossed)
+    return replay(emitter, tiled, ancestors(graph, wanted), suffix, Lead(batch.dim, PAIRS, everywhere=True))
 
 
 @dataclass(frozen=True)
-class _Lead:
+class Lead:
     """The leading extent of a run that differs from the model's: `batch` becomes `extent`.
 
     `everywhere`: the batch may be anywhere in the shapes, also inside of other symbols, so that no symbol can be kept.
@@ -229,25 +263,46 @@ def _reference_run(
     flow: Flow,
     wanted: Sequence[str],
     at_r: Mapping[str, Tensor],
-    lead: _Lead | None,
+    constrained: Mapping[str, int],
+    lead: Lead | None,
     base: Mapping[str, Tensor] | None = None,
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The model at the reference: first down to the attributed tensors, then from them to the target.
 
     Only the attributed tensors differ between the two runs: what else is computed from a given input is taken at x.
+    Returns the run, and what was given for the constrained tensors.
     """
     graph = emitter.graph
-    above = _replay(emitter, at_r, ancestors(graph, flow.sources), "reference", lead, base)
+    above = replay(emitter, at_r, ancestors(graph, flow.sources), "reference", lead, base)
     start = {name: above[name] for name in flow.sources}
-    return _replay(emitter, start, ancestors(graph, wanted), "reference", lead, base)
+    stated = {name: start[name] for name in constrained}
+    start |= {name: on_constraint(r, constrained[name]) for name, r in stated.items()}
+    return replay(emitter, start, ancestors(graph, wanted), "reference", lead, base), stated
 
 
-def _replay(
+def on_constraint(r: Tensor, axis: int) -> Tensor:
+    """r moved, equally along the axis, to where it sums to 1 there: r + (1 - sum r) / C.
+
+    With the weights of LIFTPAD eq. 20, W - mean W and b + mean W, a network has at r the activations that the original
+    has here: W r + (1 - sum r) mean W is W times this (METHOD section 8).
+    """
+    assert r.shape is not None
+    extent = r.shape[axis]
+    if not isinstance(extent, int):
+        raise OptionError(
+            f"the number of channels of {r.name!r} (axis {axis}) is not known, so that its weights cannot be normalised"
+        )
+    result = r + (1 - reduce_sum(r, [axis])) * (1 / extent)
+    result.shape = r.shape
+    return result
+
+
+def replay(
     emitter: Emitter,
     start: Mapping[str, Tensor],
     wanted: set[str],
     suffix: str,
-    lead: _Lead | None,
+    lead: Lead | None,
     base: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Emit again what depends on `start` and leads to `wanted`, with `start` in place of the model's tensors.
@@ -310,11 +365,11 @@ def _graph_input(emitter: Emitter, x: Tensor, shape: Shape) -> Tensor:
     return emitter.wrap(emitter.graph.add_input(f"{x.name}_reference", x.dtype, shape))
 
 
-def _zeros(emitter: Emitter, x: Tensor, batch: Batch | None) -> Tensor:
+def _filled(emitter: Emitter, x: Tensor, batch: Batch | None, numbers: Array) -> Tensor:
     shape = shape_of(x) if batch is None else concat([emitter.ints([1]), shape_of(x, 1)], axis=0)
-    zeros = expand(emitter.constant(0, x.dtype), shape)
-    zeros.shape = x.shape if batch is None else (1, *_rest(x))
-    return zeros
+    filled = expand(emitter.constant(_as_input(numbers, x), x.dtype), shape)
+    filled.shape = x.shape if batch is None else (1, *rest_of(x))
+    return filled
 
 
 def _spread(r: Tensor, x: Tensor) -> Tensor:
@@ -326,12 +381,12 @@ def _spread(r: Tensor, x: Tensor) -> Tensor:
 def _merge_rows(r: Tensor) -> Tensor:
     """[N, K, ...] -> [N * K, ...]."""
     rest = (r.shape or ())[2:]
-    merged = reshape(r, _rows_and(rest, r))
+    merged = reshape(r, rows_and(rest, r))
     merged.shape = (None, *rest)
     return merged
 
 
-def _rest(x: Tensor) -> Sequence[Dim]:
+def rest_of(x: Tensor) -> Sequence[Dim]:
     return (x.shape or ())[1:]
 
 
@@ -354,10 +409,7 @@ def _checked(spec: Mapping[str, Array], inputs: Mapping[str, Tensor], batch: Bat
                 f"the reference of {name!r} has shape {list(array.shape)}, expected "
                 f"{[lead, *wanted[1:]] if batch else wanted}"
             )
-        with np.errstate(over="ignore", invalid="ignore"):
-            arrays[name] = array.astype(x.dtype)
-        if not np.all(np.isfinite(arrays[name])):
-            raise OptionError(f"the reference of {name!r} contains NaN or infinite values (as {x.dtype})")
+        arrays[name] = _as_input(array, x)
     most = max(len(array) for array in arrays.values()) if batch else 1
     for name, array in arrays.items():
         if batch and len(array) not in (1, most):
@@ -365,6 +417,17 @@ def _checked(spec: Mapping[str, Array], inputs: Mapping[str, Tensor], batch: Bat
         if batch and len(array) != most:
             arrays[name] = np.repeat(array, most, axis=0)
     return arrays
+
+
+def _as_input(array: Array, x: Tensor) -> Array:
+    """A reference in the type of the input it belongs to."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = array.astype(x.dtype)
+    if not np.all(np.isfinite(converted)):
+        raise OptionError(f"the reference of {x.name!r} contains NaN or infinite values (as {x.dtype})")
+    if x.dtype.kind in "iub" and not np.array_equal(converted, array):
+        raise OptionError(f"the reference of {x.name!r} is not made of numbers of the input's type, {x.dtype}")
+    return converted
 
 
 def _same_names(spec: Mapping[str, Array], inputs: Iterable[str]) -> None:

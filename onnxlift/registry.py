@@ -8,14 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    from onnxlift.signed import Multiplier, Parts
     from onnxlift.site import Site
     from onnxlift.tensor import Tensor
 
-RuleFunction = Callable[["Site"], "Sequence[Tensor | None]"]
+RuleFunction = Callable[["Site"], "Sequence[Tensor | Multiplier | None]"]
 """Site in; out come the multipliers of its inputs (then of its condition roots), None where nothing flows."""
+
+F = TypeVar("F", bound="RuleFunction")
+
+PartsFunction = Callable[["Site"], "Sequence[Parts | None]"]
+"""Site in; out come the signed parts of its outputs, None for an omitted one."""
+
+ANY = "*"
+"""In place of an operator: the rule serves every operator, where a plan asks for it by name."""
 
 AI_ONNX_ML = "ai.onnx.ml"
 
@@ -26,6 +35,14 @@ class Rule:
 
     `broadcasts`: the operator broadcasts its inputs, so that the multipliers come in the output's shape and the walk
     sums them back. `conditions`: the rule knows what to do when an integer or boolean input depends on the data.
+    `elementwise`: it is a function of one tensor, element by element. `conserves`: what arrives at the outputs is what
+    the inputs get.
+
+    How signed parts pass (onnxlift/signed.py): `parts` gives those of the outputs. Without it they are the output's
+    difference by its sign, and m+ and m- are folded into one multiplier before the rule is asked. With it m+ and m-
+    pass the rule side by side, unless the operator `mixes` the places of its input: then the parts of y follow from
+    the sign of x's whole difference, and m+ and m- are folded behind the rule. `signed`: the rule reads the parts of
+    its input and m+ and m- itself.
     """
 
     name: str
@@ -34,6 +51,11 @@ class Rule:
     multipliers: RuleFunction
     broadcasts: bool
     conditions: bool
+    elementwise: bool
+    conserves: bool
+    parts: PartsFunction | None
+    mixes: bool
+    signed: bool
 
     @property
     def equation(self) -> str:
@@ -53,15 +75,22 @@ def rule(
     default: bool = True,
     broadcasts: bool = False,
     conditions: bool = False,
-) -> Callable[[RuleFunction], RuleFunction]:
+    elementwise: bool = False,
+    conserves: bool = True,
+    parts: PartsFunction | None = None,
+    mixes: bool = False,
+    signed: bool = False,
+) -> Callable[[F], F]:
     """Register the decorated function as rule `name` of `ops`, as their default unless told otherwise."""
 
-    def register(function: RuleFunction) -> RuleFunction:
+    def register(function: F) -> F:
         for op in ops:
             named = _RULES.setdefault((domain, op), {})
             if name in named or (domain, op) in _STOPS or (default and (domain, op) in _DEFAULT):
                 raise ValueError(f"operator {op} already has a rule {name!r}, a default rule or a stop")
-            named[name] = Rule(name, op, domain, function, broadcasts, conditions)
+            named[name] = Rule(
+                name, op, domain, function, broadcasts, conditions, elementwise, conserves, parts, mixes, signed
+            )
             if default:
                 _DEFAULT[(domain, op)] = name
         return function
@@ -81,7 +110,7 @@ def find(op: str, domain: str = "", name: str | None = None) -> Rule | None:
     """The rule `name` of an operator, or its default; None where there is none."""
     key = (domain, op)
     chosen = name if name is not None else _DEFAULT.get(key)
-    return None if chosen is None else _RULES.get(key, {}).get(chosen)
+    return None if chosen is None else _RULES.get(key, {}).get(chosen) or _RULES.get(("", ANY), {}).get(chosen)
 
 
 def stop_reason(op: str, domain: str = "") -> str | None:

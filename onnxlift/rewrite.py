@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,16 +18,20 @@ import onnxlift.rules  # noqa: F401 - fills the registry
 from onnxlift import registry
 from onnxlift.batch import find_batch, fix_batch, free_batch
 from onnxlift.errors import OptionError, RuleError, listed
-from onnxlift.explainer import EMITS, METADATA_KEY, Results
+from onnxlift.explainer import EMITS, METADATA_KEY, Results, Seed
 from onnxlift.files import load, save
 from onnxlift.flow import Flow, Problem, dependents, is_float, reads, trace
 from onnxlift.graph import Graph
 from onnxlift.model import normal_form
-from onnxlift.plan import Plan, resolve
-from onnxlift.reference import ReferenceSpec, are_several, given_inputs, run_twice
-from onnxlift.target import TargetSpec, as_index, explained_tensor, seed
-from onnxlift.tensor import Emitter
-from onnxlift.walk import Walk
+from onnxlift.one_hot import OneHot, one_hot_axes
+from onnxlift.path import along_the_path, mean_over_steps
+from onnxlift.plan import Chooser, PlanSpec, as_plan, preset
+from onnxlift.reference import Filled, ReferenceSpec, Runs, are_several, given_inputs, run_twice
+from onnxlift.site import Pairing
+from onnxlift.spec import parse
+from onnxlift.target import TargetSpec, as_index, explained_tensor, seed, without_common_part
+from onnxlift.tensor import Emitter, Tensor
+from onnxlift.walk import Values, Walk
 
 log = logging.getLogger("onnxlift")
 
@@ -42,10 +47,11 @@ class Options:
     target: TargetSpec = None
     reference: ReferenceSpec = "paired"
     rule: str = "rescale"
-    plan: Plan | None = None
+    plan: PlanSpec | None = None
     pre_activation: bool = True
     expose: Sequence[str] = ()
     emit: Sequence[str] = ("contributions",)
+    one_hot: OneHot = None
 
     def __post_init__(self) -> None:
         for option in ("inputs", "expose", "emit"):
@@ -53,14 +59,24 @@ class Options:
             if names is not None and (isinstance(names, str) or not isinstance(names, Iterable)):
                 raise OptionError(f"`{option}` must be a list of names, not {names!r}")
             setattr(self, option, None if names is None else tuple(names))
+        axes: object = self.one_hot
+        wrong = [axis for axis in (axes.values() if isinstance(axes, Mapping) else [axes]) if not _is_int(axis)]
+        if axes is not None and wrong:
+            raise OptionError(f"`one_hot` must be an axis, or axes by input name, not {wrong[0]!r}")
         reference: object = self.reference
         if not isinstance(reference, str | Mapping):
             raise OptionError(f"the reference must be a name or a dict of arrays, not {type(reference).__name__}")
-        if not isinstance(self.reference, str):
+        if isinstance(self.reference, str):
+            parse(self.reference)
+        else:
             try:
                 self.reference = {name: np.asarray(array) for name, array in self.reference.items()}
             except ValueError as error:
                 raise OptionError(f"a reference is no array: {error}") from error
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def rewrite(
@@ -71,10 +87,11 @@ def rewrite(
     target: TargetSpec = None,
     reference: ReferenceSpec = "paired",
     rule: str = "rescale",
-    plan: Plan | None = None,
+    plan: PlanSpec | None = None,
     pre_activation: bool = True,
     expose: Sequence[str] = (),
     emit: Sequence[str] = ("contributions",),
+    one_hot: OneHot = None,
 ) -> onnx.ModelProto:
     """Rewrite a model into one that also computes the DeepLIFT contributions of its inputs.
 
@@ -89,12 +106,24 @@ def rewrite(
             input `target`, int64, `[N]` or `[N, axes]`), "weights" (a graph input `target_weights` of the explained
             tensor's shape), or None where there is one neuron per sample.
         reference: "paired" (graph input `<input>_reference` of the input's shape), "shared" (`[K, ...]`, averaged),
-            "grouped" (`[N, K, ...]`, averaged), "zeros", or a dict of arrays to bake in (leading axis 1 or K).
-        rule: the preset; "rescale".
-        plan: choices per node, tried before the preset.
+            "grouped" (`[N, K, ...]`, averaged); the same for all samples: "zeros", "constant:0.5",
+            "frequencies:0.3,0.2,0.2,0.3" (along the channels of a one-hot input), or a dict of arrays to bake in
+            (leading axis 1 or K); or made of each sample by `Explainer`, where a call gives none: "shuffle:K" and
+            "dinuc-shuffle:K" (grouped), "blur:SIGMA" or, with the axes of the image, "blur:SIGMA:1,2" (paired).
+        rule: the preset: "rescale", "reveal-cancel", "genomics" (RevealCancel behind dense layers), "liftpad", "lifft",
+            "dfd"; or of the gradient family, which does not conserve: "gradient", "guided-backprop" and "deconvnet",
+            whose contributions are the multipliers themselves, "gradient-x-input" and "integrated-gradients" (50
+            intervals; "integrated-gradients:20" has 20), which multiply them with x - r.
+        plan: choices per node, tried before the preset: an `onnxlift.Plan`, a TOML file, or the profile of another
+            package: "deeplift", "captum", "shap", "tangermeme".
         pre_activation: step over a final Softmax or Sigmoid.
-        expose: internal tensors `T` to emit: `T`, `T/multiplier` and `T/contributions`.
-        emit: of "contributions", "multipliers" and "reference_outputs".
+        expose: internal tensors `T` to emit: `T`, `T/multiplier` and `T/contributions`. Where RevealCancel tells m+ and
+            m- apart, `T/multiplier` is their mean, and `T/multiplier/plus` and `T/multiplier/minus` are emitted too.
+        emit: of "contributions", "multipliers", "hypothetical" (of one-hot inputs, what every letter would contribute
+            at every position; contributions are then put on the letter that is there) and "reference_outputs".
+        one_hot: the channel axis of one-hot inputs, an int or axes by input name, for "hypothetical", for the
+            normalised weights of LIFTPAD (eq. 20) and for references by name; default: none, or for "hypothetical" and
+            shuffles the only axis of 4 channels, for frequencies that of as many.
 
     Returns:
         The explainer: the model's inputs and outputs unchanged, the reference and target inputs asked for, and the
@@ -106,7 +135,7 @@ def rewrite(
         ModelError: the model cannot be read. OptionError: an argument does not fit it. RuleError: importance would have
         to pass nodes without a rule; all of them are named.
     """
-    options = Options(inputs, output, target, reference, rule, plan, pre_activation, expose, emit)
+    options = Options(inputs, output, target, reference, rule, plan, pre_activation, expose, emit, one_hot)
     return _rewriter(load(model), options).run()
 
 
@@ -119,16 +148,17 @@ def rewrite_file(
     target: TargetSpec = None,
     reference: ReferenceSpec = "paired",
     rule: str = "rescale",
-    plan: Plan | None = None,
+    plan: PlanSpec | None = None,
     pre_activation: bool = True,
     expose: Sequence[str] = (),
     emit: Sequence[str] = ("contributions",),
+    one_hot: OneHot = None,
 ) -> onnx.ModelProto:
     """Rewrite file to file. Weights in external data stay where they are: the explainer refers to the same file.
 
     The arguments are those of `rewrite`. Returns the explainer as written.
     """
-    options = Options(inputs, output, target, reference, rule, plan, pre_activation, expose, emit)
+    options = Options(inputs, output, target, reference, rule, plan, pre_activation, expose, emit, one_hot)
     folder, beside = Path(source).resolve().parent, Path(destination).resolve().parent
     if Path(source).resolve() == Path(destination).resolve():
         raise OptionError(f"{os.fspath(destination)!r} is the model itself; give the explainer another name")
@@ -147,6 +177,7 @@ class Inspection:
     rules: dict[str, registry.Rule | None]
     stepped_over: str | None
     problems: list[Problem]
+    notes: list[str]
     graph: Graph
 
 
@@ -159,8 +190,9 @@ def inspect(model: Model, **options: object) -> Inspection:
             rewriter.walk()
         except _Refused as refused:
             problems = refused.problems
-    rules = {step.node.name: rewriter.plan.rule(step.node) for step in rewriter.flow.steps}
-    return Inspection(rewriter.flow, rules, rewriter.stepped_over, problems, rewriter.graph)
+    flow, chooser = rewriter.flow, rewriter.chooser
+    rules = {step.node.name: chooser.rule(step.node) for step in flow.steps}
+    return Inspection(flow, rules, rewriter.stepped_over, problems, chooser.notes(flow), rewriter.graph)
 
 
 def rewrite_with_residuals(model: Model, options: Options) -> tuple[onnx.ModelProto, dict[str, str]]:
@@ -184,11 +216,15 @@ def _rewriter(model: onnx.ModelProto, options: Options, folder: Path | None = No
     normal = normal_form(model, folder=folder)
     rewriter = _Rewriter(normal, options)
     size = rewriter.batch.dim if rewriter.batch else None
-    if isinstance(size, int) and are_several(options.reference):
+    if isinstance(size, int) and (are_several(options.reference) or rewriter.preset.at == "path"):
         freed = _Rewriter(normal_form(free_batch(normal, size)), options, fixed=size)
         if freed.batch is not None and freed.batch.led:
             return freed
     return rewriter
+
+
+def _as_it_is(m: Tensor) -> Tensor:
+    return m
 
 
 class _Rewriter:
@@ -200,17 +236,27 @@ class _Rewriter:
     def __init__(self, model: onnx.ModelProto, options: Options, *, fixed: int | None = None) -> None:
         self.options = options
         self.fixed = fixed
-        self.plan = resolve(options.rule, options.plan)
+        self.preset = preset(options.rule)
         self.graph = Graph(model)
+        self.chooser = Chooser(self.graph, as_plan(options.plan), self.preset)
         self.emitter = Emitter(self.graph)
+        self.inputs = self.graph.inputs
         self.originals = self.graph.outputs
         self._check_names()
-        self.output, self.stepped_over = explained_tensor(self.graph, options.output, options.pre_activation)
+        self.output, self.activation = explained_tensor(self.graph, options.output, options.pre_activation)
         self.sources = self._sources()
-        self.flow = trace(self.graph, self.sources, self.output, self.plan.rule)
+        self.flow = trace(self.graph, self.sources, self.output, self.chooser.rule)
         self._check_sources()
+        self.chooser.check(self.flow)
+        self.one_hot = one_hot_axes(self.graph, self.sources, options.one_hot, needed="hypothetical" in options.emit)
         self.given = given_inputs(self.graph, self.sources)
         self.batch = find_batch(self.graph, self.flow, self.given)
+        self.reference, self.builder = self._reference()
+
+    @property
+    def stepped_over(self) -> str | None:
+        """The final activation that is stepped over, for people."""
+        return f"{self.activation.op} {self.activation.name!r}" if self.activation else None
 
     def run(self, *, measure: bool = False) -> onnx.ModelProto:
         """The explainer."""
@@ -220,6 +266,8 @@ class _Rewriter:
         results.write(self.originals, self.options.emit, self.options.expose)
         if self.stepped_over:
             log.info("explaining %r, the input of %s", self.output, self.stepped_over)
+        for note in self.chooser.notes(self.flow):
+            log.info(note)
         explainer = self.graph.export({METADATA_KEY: json.dumps(self._description())})
         if self.fixed is not None and self.batch is not None:
             fix_batch(explainer, self.batch.dim, self.fixed)
@@ -227,19 +275,47 @@ class _Rewriter:
 
     def walk(self, *, measure: bool = False) -> Results:
         """Emit the run at the reference and the walk back."""
-        options, batched = self.options, self.batch is not None
+        options, chooser, batched = self.options, self.chooser, self.batch is not None
+        emitter, flow, preset = self.emitter, self.flow, self.preset
         wanted = [self.output, *(self._replayable() if "reference_outputs" in options.emit else ())]
-        runs = run_twice(self.emitter, self.flow, self.given, self.batch, options.reference, wanted)
+        constrained = self.one_hot if chooser.normalize_one_hot else {}
+        runs = run_twice(emitter, flow, self.given, self.batch, self.reference, wanted, constrained)
+        value = Values(emitter, flow, runs)
+        weights = self._seed()
+        lifted = runs.crossed.x(weights) if runs.crossed else weights
+        found, start = value, lifted
+        lift: Callable[[Tensor], Tensor] = _as_it_is
+        if preset.at == "input":  # multipliers at x = r are derivatives
+            found, start = Values(emitter, flow, Runs({}, {}, Pairing())), weights
+            lift = runs.crossed.x if runs.crossed else _as_it_is
+        elif preset.at == "path":
+            path, rows = along_the_path(flow, value, self.batch, self.inputs, self.given, preset.steps)
+            found, start = Values(emitter, flow, path), rows.x(weights)
+            lift = partial(mean_over_steps, steps=preset.steps)
+        walk = Walk(emitter, flow, found, chooser, batched=batched, measure=measure, exposed=options.expose)
+        walk.back(start)
+        if walk.problems:
+            raise self._refused(walk.problems)
+        return Results(
+            walk,
+            value,
+            Seed(weights, lifted),
+            preset,
+            lift,
+            self.one_hot,
+            normalized=chooser.normalize_one_hot,
+            batched=batched,
+        )
+
+    def _seed(self) -> Tensor:
+        """The multiplier of the explained tensor, with the batch of the model."""
         y = self.emitter.tensor(self.output)
         if self.batch is not None and y.shape:
             y.shape = (self.batch.dim, *y.shape[1:])
-        weights = seed(self.emitter, y, options.target, batched)
-        lifted = runs.crossed.x(weights) if runs.crossed else weights
-        walk = Walk(self.emitter, self.flow, runs, self.plan, measure=measure)
-        walk.back(lifted)
-        if walk.problems:
-            raise self._refused(walk.problems)
-        return Results(walk, weights, lifted, batched)
+        weights = seed(self.emitter, y, self.options.target, self.batch is not None)
+        if self.chooser.normalize_softmax and self.activation is not None and self.activation.op == "Softmax":
+            weights = without_common_part(weights, self.activation)
+        return weights
 
     def _replayable(self) -> list[str]:
         """The float outputs that can be computed at the reference too."""
@@ -254,7 +330,7 @@ class _Rewriter:
         graph, asked = self.graph, self.options.inputs
         if asked is None:
             floats = [name for name in graph.inputs if is_float(graph, name)]
-            found = [name for name in floats if name in trace(graph, [name], self.output, self.plan.rule).active]
+            found = [name for name in floats if name in trace(graph, [name], self.output, self.chooser.rule).active]
             if not found:
                 raise OptionError(
                     f"tensor {self.output!r} depends on no float graph input (the inputs are "
@@ -284,6 +360,20 @@ class _Rewriter:
                 return f", for instance {node.outputs[0].name!r}"
         return ""
 
+    def _reference(self) -> tuple[ReferenceSpec | Filled, dict[str, object] | None]:
+        """The reference as the graph takes it, and what the metadata say of how the runtime makes it."""
+        spec, one_hot, batched = self.options.reference, self.options.one_hot, self.batch is not None
+        if not isinstance(spec, str):
+            return spec, None
+        named = parse(spec)
+        shapes = {name: self.graph.shape(self.graph.tensors[name]) for name in self.given}
+        if not named.is_given:
+            return Filled(named.numbers(shapes, one_hot, batched)), None
+        if named.builder is None:
+            return named.kind, None
+        axes = {name: named.builder.axes_of(name, shape, one_hot, batched) for name, shape in shapes.items()}
+        return named.kind, {"spec": spec, "axes": axes}
+
     def _check_sources(self) -> None:
         for name in self.sources:
             below = dependents(self.graph, [name]) if len(self.sources) > 1 else {name}
@@ -295,6 +385,11 @@ class _Rewriter:
                 raise OptionError(f"tensor {self.output!r} does not depend on {name!r} through float tensors")
 
     def _check_names(self) -> None:
+        options = self.options
+        if self.preset.at == "path" and options.expose:
+            raise OptionError("integrated gradients are those of the inputs: `expose` has no meaning for them")
+        if not self.preset.contributes and "hypothetical" in options.emit:
+            raise OptionError(f"rule {options.rule!r} has multipliers only, and so no hypothetical contributions")
         unknown = set(self.options.emit) - set(EMITS)
         if unknown:
             raise OptionError(f"cannot emit {listed(sorted(unknown))}: choose from {listed(EMITS)}")
@@ -321,9 +416,13 @@ class _Rewriter:
             "output_shape": list(self.graph.shape(self.graph.tensors[self.output]) or ()),
             "stepped_over": self.stepped_over,
             "target": target if isinstance(target, str | None) else list(as_index(target)),
-            "reference": options.reference if isinstance(options.reference, str) else "baked",
+            "reference": self._reference_kind(),
+            "builder": self.builder,
             "reference_rows": self._baked_rows(),
             "rule": options.rule,
+            "conserves": self.preset.conserves,
+            "rows_per_pair": self.preset.steps,
+            "one_hot": self.one_hot,
             "inputs": self.sources,
             "references": self.given,
             "outputs": self.originals,
@@ -332,6 +431,12 @@ class _Rewriter:
             "batched": self.batch is not None,
             "rules": self._chosen_rules(),
         }
+
+    def _reference_kind(self) -> str:
+        """How the graph takes the reference; in the words of the options where it does not."""
+        if isinstance(self.reference, str):
+            return self.reference
+        return self.options.reference if isinstance(self.options.reference, str) else "baked"
 
     def _baked_rows(self) -> int | None:
         """How many references are stored in the explainer for every sample."""
@@ -343,7 +448,7 @@ class _Rewriter:
         """Operator -> rule; node -> rule for each node of an operator whose nodes do not all have the same."""
         chosen: dict[str, dict[str, str]] = {}
         for step in self.flow.steps:
-            rule = self.plan.rule(step.node)
+            rule = self.chooser.rule(step.node)
             if rule is not None:
                 chosen.setdefault(step.node.op, {})[step.node.name] = rule.name
         return {

@@ -61,6 +61,7 @@ class Explainer:
             A model with a fixed batch axis runs that many, and a last chunk is filled up.
         tolerance: of the completeness gap relative to |t(x) - t(r)|, above which a CompletenessWarning is given.
         progress: show a bar on stderr; default: where stderr is a terminal and there is more than one chunk.
+        seed: of the references that are made of the samples by name ("shuffle:K", "dinuc-shuffle:K").
         options: those of `rewrite`, for a plain model only.
 
     Raises:
@@ -76,6 +77,7 @@ class Explainer:
         batch_size: int | None = None,
         tolerance: float = 1e-3,
         progress: bool | None = None,
+        seed: int = 0,
         **options: Unpack[RewriteOptions],
     ) -> None:
         if batch_size is not None and batch_size < 1:
@@ -89,7 +91,7 @@ class Explainer:
         self.description: Mapping[str, Any] = description(explainer) or {}
         self.eps = _eps(explainer)
         self.session, self.provider_line = open_session(source, providers)
-        self.intake = Intake(self.session.get_inputs(), self.description)
+        self.intake = Intake(self.session.get_inputs(), self.description, seed)
         self._outputs = {
             value.name: value.shape[0] if value.shape else None
             for value in self.session.get_outputs()
@@ -117,6 +119,7 @@ class Explainer:
                 converted to the input's dtype.
             reference: what to compare with, where the explainer takes that: `[N, ...]` (or one row for all) if it is
                 paired, `[K, ...]` if shared, `[N, K, ...]` if grouped; an array, or a mapping from input names.
+                References that the explainer makes by name ("dinuc-shuffle:20") need not be given.
             target: index of the neuron, `[N]` or `[N, axes]`, or one for all samples.
             target_weights: `[N, ...]` as the explained tensor, or one row for all samples.
 

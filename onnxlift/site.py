@@ -9,8 +9,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from onnxlift.errors import Unsupported
-from onnxlift.functions import concat, expand, reduce_sum, reshape, shape_of, slice_axis
+from onnxlift.functions import absolute, concat, expand, reduce_sum, reshape, shape_of, slice_axis
 from onnxlift.graph import Shape
+from onnxlift.signed import Parts, by_sign
 from onnxlift.tensor import Array, Emitter, Tensor
 
 _NO_DEFAULT = object()
@@ -99,6 +100,11 @@ class Value:
         return self.x - self.r
 
     @cached_property
+    def parts(self) -> Parts:
+        """The signed parts of `d`. The walk sets them where the operator behind tells causes apart."""
+        return by_sign(self.d)
+
+    @cached_property
     def mid(self) -> Tensor:
         """Midpoint, (x + r) / 2."""
         return (self.x + self.r) * 0.5 if self.active else self.x
@@ -149,7 +155,9 @@ class Site:
 
     `inputs` and `outputs` are `Value`s (None: omitted); `multipliers` are the upstream multipliers, one per output,
     in the output's shape (None: the output does not reach the target). `roots`: the float tensors that the node's
-    data-dependent conditions are elementwise functions of.
+    data-dependent conditions are elementwise functions of. `half`: (m+ - m-)/2 of the first output, for rules that
+    treat the two apart; `absolute`: `multipliers` are such halves, which pass the absolute values of all weights.
+    `batched`: the model has a batch axis, in front.
     """
 
     def __init__(
@@ -162,6 +170,10 @@ class Site:
         outputs: Sequence[Value | None],
         multipliers: Sequence[Tensor | None],
         roots: Sequence[Value] = (),
+        *,
+        batched: bool = False,
+        half: Tensor | None = None,
+        absolute: bool = False,
     ) -> None:
         self.emitter = emitter
         self.op = op
@@ -171,6 +183,41 @@ class Site:
         self.outputs = outputs
         self.multipliers = multipliers
         self.roots = roots
+        self.batched = batched
+        self.half = half
+        self.absolute = absolute
+
+    def weight(self, w: Tensor) -> Tensor:
+        """A factor that multipliers are multiplied with: its absolute value where halves pass (METHOD section 2)."""
+        return absolute(w) if self.absolute else w
+
+    def minus(self, m: Tensor) -> Tensor:
+        """-m, the factor -1 being a weight."""
+        return m if self.absolute else -m
+
+    def again(self, *inputs: Tensor | None) -> Tensor:
+        """The operator applied to other tensors; inputs that are not given are taken at x."""
+        rest = [self.tensor(index) for index in range(len(inputs), len(self.inputs))]
+        y = self.y
+        return self.emitter.op(self.op, *inputs, *rest, shape=y.shape, dtype=y.dtype, **self.attributes)
+
+    @property
+    def argument(self) -> Value:
+        """The input that an elementwise function is of, all others being constants."""
+        active = [value for value in self.inputs if value is not None and value.active]
+        if len(active) != 1 or (active[0] is not self.x and self.op != "Pow"):
+            found = " and ".join(repr(value.name) for value in active)
+            self.refuse(f"it has to be a function of one tensor, but {found} depend on the attributed inputs")
+        return active[0]
+
+    def at(self, x: Tensor, r: Tensor) -> Site:
+        """The same elementwise function between two other points of its argument."""
+        before = self.inputs.index(self.argument)
+        rest = [self.tensor(index) for index in range(before)]
+        y, y0 = (self.again(*rest, point) for point in (x, r))
+        points, values = (Value(self.op, *pair, True, Pairing()) for pair in ((x, r), (y, y0)))
+        inputs = [*self.inputs[:before], points, *self.inputs[before + 1 :]]
+        return Site(self.emitter, self.op, self.name, self.attributes, inputs, [values], self.multipliers)
 
     def attribute(self, name: str, default: Any = _NO_DEFAULT) -> Any:
         """An attribute's value, or its default."""

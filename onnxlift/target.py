@@ -16,6 +16,7 @@ from onnxlift.functions import (
     arange,
     cast,
     logical_and,
+    reduce_mean,
     reduce_sum,
     reshape,
     shape_of,
@@ -24,7 +25,7 @@ from onnxlift.functions import (
     where,
     widen,
 )
-from onnxlift.graph import Graph
+from onnxlift.graph import Graph, Node
 from onnxlift.tensor import INT64, Emitter, Tensor
 
 TargetSpec = int | Sequence[int] | str | None
@@ -33,8 +34,8 @@ PRE_ACTIVATION = ("Softmax", "Sigmoid")
 PASSED_OVER = ("Identity", "Dropout", "Cast", "Reshape", "Flatten", "Squeeze")
 
 
-def explained_tensor(graph: Graph, output: str | None, pre_activation: bool) -> tuple[str, str | None]:
-    """The tensor to explain, and the operator stepped over to get there.
+def explained_tensor(graph: Graph, output: str | None, pre_activation: bool) -> tuple[str, Node | None]:
+    """The tensor to explain, and the node stepped over to get there.
 
     Default: the first float output. A final Softmax or Sigmoid is stepped over to its logits (LIFTPAD 2.4,
     DeepLIFT 3.6), looking through Identity, Cast and reshapes that follow it.
@@ -54,8 +55,14 @@ def explained_tensor(graph: Graph, output: str | None, pre_activation: bool) -> 
         while node is not None and node.op in PASSED_OVER and is_float(graph, node.inputs[0].name):
             node = producers.get(node.inputs[0].name)
         if node is not None and node.op in PRE_ACTIVATION:
-            return node.inputs[0].name, f"{node.op} {node.name!r}"
+            return node.inputs[0].name, node
     return output, None
+
+
+def without_common_part(weights: Tensor, softmax: Node) -> Tensor:
+    """Weights whose mean over the classes is taken off, as a Softmax takes no notice of it (LIFTPAD eq. 19)."""
+    axis = int(softmax.attrs.get("axis", -1)) % weights.rank
+    return weights - reduce_mean(weights, [axis])
 
 
 def seed(emitter: Emitter, y: Tensor, spec: TargetSpec, batched: bool) -> Tensor:

@@ -209,6 +209,8 @@ class Emitter:
         `names` names the outputs (an empty one is omitted) and the node; others get a short name, for an explainer
         has several such nodes for every node of the model.
         """
+        while inputs and inputs[-1] is None:  # an omitted last input is not there at all
+            inputs = inputs[:-1]
         attributes = {key: value for key, value in attributes.items() if value is not None}
         key = (
             op,

@@ -1,115 +1,217 @@
 """The walk back: multipliers from the explained tensor to the attributed ones, node by node.
 
-The only place where multipliers are accumulated over fan-out and summed back over broadcast axes.
+The only place where multipliers are accumulated over fan-out and summed back over broadcast axes, and where signed
+parts are carried forward to the rules that ask for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 
 from onnxlift import registry
 from onnxlift.errors import Unsupported
-from onnxlift.flow import Flow, Problem, Step
-from onnxlift.functions import where, widen
-from onnxlift.plan import Plan
+from onnxlift.flow import Flow, Problem, Step, names
+from onnxlift.functions import cast, where, widen
+from onnxlift.plan import Chooser
 from onnxlift.reference import Runs
+from onnxlift.signed import Multiplier
 from onnxlift.site import Site, Value, unbroadcast
 from onnxlift.tensor import Emitter, Tensor
 
-Edge = tuple[Value, Tensor]
+Edge = tuple[Value, Multiplier]
 """An input of a node and the multiplier that the node's rule gives it."""
+
+
+class Values:
+    """The tensors of the model by name, at x and at r, made when they are asked for."""
+
+    def __init__(self, emitter: Emitter, flow: Flow, runs: Runs) -> None:
+        self.emitter = emitter
+        self.runs = runs
+        self._active = flow.active
+        self._known: dict[str, Value] = {}
+
+    def __call__(self, name: str) -> Value:
+        if name not in self._known:
+            x = self.runs.at_x.get(name) or self.emitter.tensor(name)
+            r = self.runs.at_r.get(name, x)
+            self._known[name] = Value(name, x, r, name in self._active, self.runs.pairing)
+        return self._known[name]
 
 
 class Walk:
     """Values and multipliers of the model's tensors, found from the top down.
 
     `problems`: the nodes whose rule refused them. `residuals`: what each node's rule fails to conserve, kept where
-    `measure` asks for it.
+    `measure` asks for it. `exposed`: tensors whose signed parts are wanted besides those that rules ask for.
     """
 
-    def __init__(self, emitter: Emitter, flow: Flow, runs: Runs, plan: Plan, *, measure: bool = False) -> None:
+    def __init__(
+        self,
+        emitter: Emitter,
+        flow: Flow,
+        value: Values,
+        chooser: Chooser,
+        *,
+        batched: bool,
+        measure: bool = False,
+        exposed: Sequence[str] = (),
+    ) -> None:
         self.emitter = emitter
         self.flow = flow
-        self.runs = runs
-        self.plan = plan
+        self.value = value
+        self.batched = batched
         self.measure = measure
         self.problems: list[Problem] = []
         self.residuals: dict[str, Tensor] = {}
-        self._values: dict[str, Value] = {}
-        self._terms: dict[str, list[Tensor]] = {}
-        self._totals: dict[str, Tensor] = {}
+        self._rules = {step.node.name: chooser.rule(step.node) for step in flow.steps}
+        self._terms: dict[str, list[Multiplier]] = {}
+        self._totals: dict[str, Multiplier] = {}
         self._named: set[int] = set()
-        self._guarded = _selected_away(flow, plan)
+        self._guarded = _selected_away(flow, self._rules)
+        self._carry_parts(exposed)
 
-    def back(self, seed: Tensor) -> None:
-        """From the explained tensor, whose multiplier is `seed`, to the attributed ones."""
-        self._terms[self.flow.target] = [self.value(self.flow.target).spread(seed)]
+    def back(self, seed: Tensor, half: Tensor | None = None) -> None:
+        """From the explained tensor, whose multiplier is `seed` (and `half`), to the attributed ones."""
+        target = self.value(self.flow.target)
+        self._terms[self.flow.target] = [Multiplier(target.spread(seed), None if half is None else target.spread(half))]
         for step in reversed(self.flow.steps):
             self._visit(step)
         for name in self.flow.sources:
             self.multiplier(name)
 
-    def value(self, name: str) -> Value:
-        """A tensor of the model at x and at r."""
-        if name not in self._values:
-            x = self.runs.at_x.get(name) or self.emitter.tensor(name)
-            r = self.runs.at_r.get(name, x)
-            self._values[name] = Value(name, x, r, name in self.flow.active, self.runs.pairing)
-        return self._values[name]
-
-    def multiplier(self, name: str) -> Tensor | None:
+    def multiplier(self, name: str) -> Multiplier | None:
         """The multiplier of a tensor: the sum over its consumers (LIFTPAD eq. 4); None where nothing arrives.
 
-        It is called `T/multiplier` after the first tensor T that it belongs to.
+        It is called `T/multiplier` after the first tensor T that it belongs to. The parts of an attributed tensor are
+        its difference by its sign, so that it has one multiplier.
         """
         if name not in self._totals and name in self._terms:
             first, *others = self._terms[name]
-            total = first
-            for other in others:
-                total = total + other
-            total.shape = total.shape or first.shape
+            total = reduce(Multiplier.__add__, others, first)
+            if name in self.flow.sources:
+                total = Multiplier(total.folded(self.value(name).d))
+            mean = total.mean
+            mean.shape = mean.shape or first.mean.shape
             self._totals[name] = total
             graph, wanted = self.emitter.graph, f"{name}/multiplier"
-            if graph.is_computed(total.handle) and not self.is_named(total) and wanted not in graph.tensors:
-                self._named.add(id(total))
-                graph.rename(total.handle, wanted)
+            if graph.is_computed(mean.handle) and not self.is_named(mean) and wanted not in graph.tensors:
+                self._named.add(id(mean))
+                graph.rename(mean.handle, wanted)
         return self._totals.get(name)
 
     def is_named(self, tensor: Tensor) -> bool:
         """Whether the tensor is called after one of the model."""
         return id(tensor) in self._named
 
+    def _carry_parts(self, exposed: Sequence[str]) -> None:
+        """Forward: the signed parts of the tensors from which a rule or an output needs them, and of no others."""
+        needed = set(self.flow.active) if self.measure else set(exposed)
+        for step in reversed(self.flow.steps):
+            rule = self._rules[step.node.name]
+            wanted = needed.intersection(names(step.node.outputs)).difference(self.flow.sources)
+            if rule is not None and (rule.signed or (wanted and _carries(rule, step) and not rule.mixes)):
+                needed.update(name for name in names(step.node.inputs) if name in self.flow.active)
+        for step in self.flow.steps:
+            rule = self._rules[step.node.name]
+            outputs = [handle.name for handle in step.node.outputs]
+            if rule is None or rule.parts is None or not _carries(rule, step) or needed.isdisjoint(outputs):
+                continue
+            try:
+                found = rule.parts(self._site(step, [None for _ in outputs]))
+            except Unsupported as refusal:
+                self.problems.append(Problem(step.node, f"rule {rule.name!r}: {refusal}"))
+                continue
+            for name, parts in zip(outputs, found, strict=False):
+                if name and parts is not None and name not in self.flow.sources:
+                    self.value(name).parts = parts
+
+    def _site(
+        self,
+        step: Step,
+        multipliers: Sequence[Tensor | None],
+        *,
+        half: Tensor | None = None,
+        absolute: bool = False,
+    ) -> Site:
+        node = step.node
+        return Site(
+            self.emitter,
+            node.op,
+            node.name,
+            node.attrs,
+            [self.value(handle.name) if handle.name else None for handle in node.inputs],
+            [self.value(handle.name) if handle.name else None for handle in node.outputs],
+            multipliers,
+            [self.value(name) for name in step.roots],
+            batched=self.batched,
+            half=half,
+            absolute=absolute,
+        )
+
     def _visit(self, step: Step) -> None:
         """One node: ask its rule, sum back what was broadcast, hand the terms on."""
-        node, rule = step.node, self.plan.rule(step.node)
+        node, rule = step.node, self._rules[step.node.name]
         outputs = [handle.name for handle in node.outputs]
         arrives = [name in self.flow.active and name not in self.flow.sources for name in outputs]
         multipliers = [self.multiplier(name) if here else None for name, here in zip(outputs, arrives, strict=True)]
         if rule is None or all(m is None for m in multipliers):
             return
-        inputs = [self.value(handle.name) if handle.name else None for handle in node.inputs]
-        site = Site(
-            self.emitter,
-            node.op,
-            node.name,
-            node.attrs,
-            inputs,
-            [self.value(name) if name else None for name in outputs],
-            multipliers,
-            [self.value(name) for name in step.roots],
-        )
         try:
-            edges = list(_edges(site, rule, guarded=node.name in self._guarded))
+            edges = list(self._edges(step, rule, multipliers))
         except Unsupported as refusal:
             self.problems.append(Problem(node, f"rule {rule.name!r}: {refusal}"))
             return
         for value, m in edges:
             self._terms.setdefault(value.name, []).append(m)
         if self.measure:
-            self.residuals[node.name] = _residual(site, edges)
+            self.residuals[node.name] = self._residual(step, multipliers, edges)
+
+    def _edges(self, step: Step, rule: registry.Rule, multipliers: Sequence[Multiplier | None]) -> Iterable[Edge]:
+        """The node's inputs with their multipliers; how m+ and m- pass is told at `registry.Rule`."""
+        guarded = step.node.name in self._guarded
+        means = [None if m is None else m.mean for m in multipliers]
+        halves = [None if m is None else m.half for m in multipliers]
+        if rule.signed:
+            yield from _apply(rule, self._site(step, means, half=halves[0]), guarded=guarded)
+            return
+        if all(half is None for half in halves):
+            yield from _apply(rule, self._site(step, means), guarded=guarded)
+            return
+        if not _carries(rule, step):
+            values = [self.value(handle.name) if handle.name else None for handle in step.node.outputs]
+            folded = [
+                None if m is None or value is None else m.folded(value.d)
+                for m, value in zip(multipliers, values, strict=True)
+            ]
+            yield from _apply(rule, self._site(step, folded), guarded=guarded)
+            return
+        plain = _apply(rule, self._site(step, means), guarded=guarded)
+        absolute = _apply(rule, self._site(step, halves, absolute=True), guarded=guarded)
+        for (value, m), (_, h) in zip(plain, absolute, strict=True):
+            both = Multiplier(m.mean, h.mean)
+            yield value, Multiplier(both.folded(value.d)) if rule.mixes else both
+
+    def _residual(self, step: Step, multipliers: Sequence[Multiplier | None], edges: Sequence[Edge]) -> Tensor:
+        """What a rule fails to conserve: sum(m_y dy) - sum(m_x dx) over all samples, part by part."""
+        values = [self.value(handle.name) if handle.name else None for handle in step.node.outputs]
+        arrived = [
+            _everything(m.contribution(value.d, value.parts))
+            for value, m in zip(values, multipliers, strict=True)
+            if value is not None and m is not None
+        ]
+        passed_on = [-_everything(m.contribution(value.d, value.parts)) for value, m in edges]
+        first, *others = arrived + passed_on
+        return reduce(Tensor.__add__, (cast(term, first.dtype) for term in others), first)
 
 
-def _selected_away(flow: Flow, plan: Plan) -> set[str]:
+def _carries(rule: registry.Rule, step: Step) -> bool:
+    """Whether a node tells positive from negative causes. Where a condition depends on the data it does not."""
+    return rule.parts is not None and not step.roots
+
+
+def _selected_away(flow: Flow, rules: Mapping[str, registry.Rule | None]) -> set[str]:
     """The elementwise nodes between the root of a data-dependent Where and its branches.
 
     In the branch that is not selected their values may be infinite, where exp(x) stands behind x < 0 say; the
@@ -121,7 +223,7 @@ def _selected_away(flow: Flow, plan: Plan) -> set[str]:
         stack = [handle.name for handle in chooser.node.inputs[1:]] if chooser.roots else []
         while stack:
             step = steps.get(stack.pop())
-            rule = plan.rule(step.node) if step else None
+            rule = rules[step.node.name] if step else None
             if step is None or rule is None or step.node.name in found or not _is_elementwise(rule):
                 continue
             found.add(step.node.name)
@@ -130,30 +232,23 @@ def _selected_away(flow: Flow, plan: Plan) -> set[str]:
 
 
 def _is_elementwise(rule: registry.Rule) -> bool:
-    return rule.broadcasts or rule.name == "rescale" or rule.op in ("Neg", "Identity", "Cast")
+    return rule.broadcasts or rule.elementwise or rule.op in ("Neg", "Identity", "Cast")
 
 
-def _edges(site: Site, rule: registry.Rule, *, guarded: bool) -> Iterable[Edge]:
-    for value, m in zip((*site.inputs, *site.roots), rule.multipliers(site), strict=False):
-        if value is not None and m is not None and value.active:
+def _apply(rule: registry.Rule, site: Site, *, guarded: bool) -> Iterable[Edge]:
+    """What a rule gives the active inputs and roots of a node, in their shapes."""
+    for value, given in zip((*site.inputs, *site.roots), rule.multipliers(site), strict=False):
+        if value is None or given is None or not value.active:
+            continue
+        m = given if isinstance(given, Multiplier) else Multiplier(given)
+
+        def fit(m: Tensor, value: Value = value) -> Tensor:
             m = where(site.m.equals(0), 0.0, m) if guarded else m
             m = unbroadcast(m, site.y.shape, value) if rule.broadcasts else m
             m.shape = m.shape or value.shape
-            yield value, m
+            return m
 
-
-def _residual(site: Site, edges: Sequence[Edge]) -> Tensor:
-    """What a rule fails to conserve: sum(m_y dy) - sum(m_x dx), over all samples."""
-    arrived = [
-        _everything(m * value.d)
-        for value, m in zip(site.outputs, site.multipliers, strict=True)
-        if value is not None and m is not None
-    ]
-    passed_on = [-_everything(m * value.d) for value, m in edges]
-    total, *others = arrived + passed_on
-    for term in others:
-        total = total + term
-    return total
+        yield value, Multiplier(fit(m.mean), None if m.half is None else fit(m.half))
 
 
 def _everything(tensor: Tensor) -> Tensor:

@@ -1,5 +1,33 @@
 """The attribution rules, one file per idea of the papers. Importing the package fills the registry."""
 
-from onnxlift.rules import convolution, elementwise, linear, maximum, normalize, pooling, product, shape, stop
+from onnxlift.rules import (
+    convolution,
+    elementwise,
+    gradient,
+    linear,
+    maximum,
+    normalize,
+    peers,
+    pooling,
+    product,
+    proportional,
+    reveal_cancel,
+    shape,
+    stop,
+)
 
-__all__ = ["convolution", "elementwise", "linear", "maximum", "normalize", "pooling", "product", "shape", "stop"]
+__all__ = [
+    "convolution",
+    "elementwise",
+    "gradient",
+    "linear",
+    "maximum",
+    "normalize",
+    "peers",
+    "pooling",
+    "product",
+    "proportional",
+    "reveal_cancel",
+    "shape",
+    "stop",
+]

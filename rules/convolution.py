@@ -10,7 +10,9 @@ from typing import Any
 
 from onnxlift.functions import concat, reduce_sum, reshape, shape_of, transpose
 from onnxlift.registry import rule
+from onnxlift.rules.linear import mixed, summed
 from onnxlift.rules.windows import LAST, Window, known, mirrored_pads, numbers, transposed, windows
+from onnxlift.signed import Parts, by_sign
 from onnxlift.site import Site, Value
 from onnxlift.tensor import Tensor
 
@@ -19,12 +21,27 @@ FEW_CHANNELS = 12
 with more of them, and in depthwise convolutions, it loses by 1.1 to 8 times."""
 
 
-@rule("linear", "Conv")
+def _parts(site: Site) -> list[Parts]:
+    """What x brings, what the weights bring where they are computed, and the bias' parts."""
+    x, weight, bias = site.x, site.input(1), site.optional(2)
+    none = [None] * len(site.inputs[2:])
+    terms = []
+    if x.active:
+        terms.append(mixed(x.d, weight.mid, lambda d, w: site.again(d, w, *none)))
+    if weight.active:
+        terms.append(mixed(weight.d, x.mid, lambda d, w: site.again(w, d, *none)))
+    if bias is not None and bias.active:
+        shape = [-1] + [1] * (x.rank - 2)
+        terms.append(Parts(*(reshape(part, shape) for part in by_sign(bias.d))))
+    return summed(site, terms)
+
+
+@rule("linear", "Conv", parts=_parts, mixes=True)
 def convolution(site: Site) -> list[Tensor | None]:
     """m_x = W^T m_y; for computed weights W = (W + W0)/2, m_W = m_y * (x + x0)/2 (correlation), m_b = sum m_y."""
     x, weight, group = site.x, site.input(1), site.attribute("group", 1)
     spans = windows(site, _kernel(site, weight))
-    m_x = _transpose(site, weight.mid, spans, group) if x.active else None
+    m_x = _transpose(site, site.weight(weight.mid), spans, group) if x.active else None
     m_w = None
     if weight.active:
         pads = [known(span.begin) for span in spans] + [known(span.end) for span in spans]
@@ -32,7 +49,7 @@ def convolution(site: Site) -> list[Tensor | None]:
             site.refuse("its weights depend on the attributed inputs, and its padding on the size of the input")
         strides, dilations = [span.stride for span in spans], [span.dilation for span in spans]
         moves = {"strides": strides, "dilations": dilations, "pads": pads, "group": group}
-        m_w = _correlate(x.mid, site.m, weight, moves)
+        m_w = _correlate(site.weight(x.mid), site.m, weight, moves)
     return [m_x, m_w, _bias(site)]
 
 
@@ -84,7 +101,7 @@ def _mirrored(weight: Tensor, group: int) -> Tensor:
     return reshape(swapped, [group * channels, outputs // group, *kernel])
 
 
-@rule("linear", "ConvTranspose")
+@rule("linear", "ConvTranspose", parts=_parts, mixes=True)
 def transposed_convolution(site: Site) -> list[Tensor | None]:
     """m_x = W^T m_y, the convolution with the same weight; for computed weights as Conv, m_y and x exchanged."""
     x, weight = site.x, site.input(1)
@@ -96,8 +113,11 @@ def transposed_convolution(site: Site) -> list[Tensor | None]:
     ]
     pads = [begin for begin, _ in cuts] + [end for _, end in cuts]
     moves = {"strides": strides, "dilations": dilations, "pads": pads, "group": site.attribute("group", 1)}
-    m_x = site.emitter.op("Conv", site.m, weight.mid, kernel_shape=kernel, **moves) if x.active else None
-    m_w = _correlate(site.m, x.mid, weight, moves) if weight.active else None
+    m_x = m_w = None
+    if x.active:
+        m_x = site.emitter.op("Conv", site.m, site.weight(weight.mid), kernel_shape=kernel, **moves)
+    if weight.active:
+        m_w = _correlate(site.m, site.weight(x.mid), weight, moves)
     return [m_x, m_w, _bias(site)]
 
 

@@ -13,32 +13,52 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import pi
 from math import sqrt as root
+from typing import TypeVar
 
 from onnxlift.functions import absolute, cast, clip, erf, exp, log, maximum, minimum, sigmoid, sqrt, tanh, where
 from onnxlift.registry import rule
+from onnxlift.signed import Multiplier, Parts
 from onnxlift.site import Site, Value
 from onnxlift.tensor import Tensor, limits, unary
+
+M = TypeVar("M", Tensor, Multiplier)
 
 Slope = Callable[[Site], Tensor]
 SLOPES: dict[str, Slope] = {}
 
 
-def slope(*ops: str) -> Callable[[Slope], Slope]:
+BROADCASTING: set[str] = set()
+"""Those of them whose argument may be broadcast."""
+
+
+def slope(*ops: str, broadcasts: bool = False) -> Callable[[Slope], Slope]:
     """Register the decorated function as the slope of `ops`."""
 
     def register(function: Slope) -> Slope:
         for op in ops:
             SLOPES[op] = function
-            rule("rescale", op)(rescale)
+            if broadcasts:
+                BROADCASTING.add(op)
+            rule("rescale", op, elementwise=True, broadcasts=broadcasts, parts=_rescaled)(rescale)
         return function
 
     return register
 
 
-def rescale(site: Site) -> list[Tensor]:
+def rescale(site: Site) -> list[Tensor | None]:
     """m_x = dy/dx m_y, and f'(x) m_y where dx -> 0."""
-    site.only_active(0)
-    return [site.m * SLOPES[site.op](site)]
+    return to_argument(site, site.m * SLOPES[site.op](site))
+
+
+def _rescaled(site: Site) -> list[Parts]:
+    """dy± = dy/dx d±, whatever the sign of dy/dx (DeepLIFT 3.5.2)."""
+    s = SLOPES[site.op](site)
+    return [Parts(*(part * s for part in site.argument.parts))]
+
+
+def to_argument(site: Site, m: M) -> list[M | None]:
+    """The multiplier of the input that the function is of; the others get none."""
+    return [m if value is site.argument else None for value in site.inputs]
 
 
 # --- building blocks: slopes of functions of a pair (x, r) ------------------------------------------------------------
@@ -283,19 +303,16 @@ def by_derivative(site: Site) -> Tensor:
 # --- powers ----------------------------------------------------------------------------------------------------------
 
 
-@rule("rescale", "Pow", broadcasts=True)
-def power(site: Site) -> list[Tensor | None]:
-    """m_x = dy/dx m_y, for x^p with constant p and for b^x with constant b > 0."""
-    base, exponent = site.input(0), site.input(1)
-    if base.active and exponent.active:
-        site.refuse("base and exponent both depend on the attributed inputs")
-    if exponent.active:
+@slope("Pow", broadcasts=True)
+def power(site: Site) -> Tensor:
+    """Of x^p for constant p, and of b^x for constant b > 0."""
+    base, p = site.input(0), site.input(1)
+    if p.active:
         scale = log(base.x)
-        return [None, site.m * exp_slope(site.y.x, site.y.r, exponent.d * scale) * scale]
-    p = exponent.constant
-    if p is not None and p.size == 1 and p.item() == 2:
-        return [site.m * (base.x + base.r), None]
-    if p is not None and p.size == 1 and p.item() == 3:
-        return [site.m * (base.x * (base.x + base.r) + base.r * base.r), None]
-    q = cast(exponent.x, base.dtype)
-    return [site.m * smooth(site, lambda x: q * x ** (q - 1), scale_free=True, singular=True), None]
+        return exp_slope(site.y.x, site.y.r, p.d * scale) * scale
+    if p.constant is not None and p.constant.size == 1 and p.constant.item() == 2:
+        return base.x + base.r
+    if p.constant is not None and p.constant.size == 1 and p.constant.item() == 3:
+        return base.x * (base.x + base.r) + base.r * base.r
+    q = cast(p.x, base.dtype)
+    return smooth(site, lambda x: q * x ** (q - 1), scale_free=True, singular=True)

@@ -1,41 +1,87 @@
-"""Affine operators: m_x = W^T m_y (LIFTPAD 2.3.1, DeepLIFT "Linear rule"). A constant term gets nothing."""
+"""Affine operators: m_x = W^T m_y (LIFTPAD 2.3.1, DeepLIFT "Linear rule"). A constant term gets nothing.
+
+Signed parts (METHOD section 2): an operator that scales or adds element by element, and one that averages with weights
+>= 0, acts on either part; a factor < 0 exchanges them. One that mixes places with weights of both signs (Gemm, Conv)
+splits what it adds up by the sign of weight times difference.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from onnxlift.functions import cast, reshape, sqrt, unsqueeze
 from onnxlift.registry import AI_ONNX_ML, rule
+from onnxlift.signed import Parts, by_sign, scaled
 from onnxlift.site import Site, Value
 from onnxlift.tensor import Tensor
 
+# --- signed parts ----------------------------------------------------------------------------------------------------
 
-@rule("linear", "Add", "Sum", broadcasts=True)
+
+def summed(site: Site, terms: Sequence[Parts]) -> list[Parts]:
+    """Parts that add up, in the shape of y."""
+    plus, minus = (functools.reduce(Tensor.__add__, side) for side in zip(*terms, strict=True))
+    return [Parts(site.y.spread(plus), site.y.spread(minus))]
+
+
+def active(site: Site) -> list[Value]:
+    """The operands that carry importance."""
+    return [value for value in site.inputs if value is not None and value.active]
+
+
+def channelwise(site: Site) -> list[Parts]:
+    """The operator, which has weights >= 0, applied to either part of its first input."""
+    return [Parts(*(site.again(part) for part in site.x.parts))]
+
+
+def mixed(d: Tensor, weight: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Parts:
+    """dy+ = P(W) P(d) + N(W) N(d), dy- = P(W) N(d) + N(W) P(d), each sum free of cancellation (METHOD 2)."""
+    (p, n), (w_p, w_n) = by_sign(d), by_sign(weight)
+    return Parts(product(p, w_p) + product(n, w_n), product(n, w_p) + product(p, w_n))
+
+
+# --- the operators ---------------------------------------------------------------------------------------------------
+
+
+@rule("linear", "Add", "Sum", broadcasts=True, parts=lambda site: summed(site, [x.parts for x in active(site)]))
 def add(site: Site) -> list[Tensor]:
     """m_x = m_y for every operand."""
     return [site.m for _ in site.inputs]
 
 
-@rule("linear", "Sub", broadcasts=True)
+def _differences(site: Site) -> list[Parts]:
+    """The parts of a - b."""
+    a, b = site.input(0), site.input(1)
+    terms = [a.parts] if a.active else []
+    return summed(site, [*terms, Parts(-b.parts.minus, -b.parts.plus)] if b.active else terms)
+
+
+@rule("linear", "Sub", broadcasts=True, parts=_differences)
 def subtract(site: Site) -> list[Tensor]:
     """m_a = m_y, m_b = -m_y."""
-    return [site.m, -site.m]
+    return [site.m, site.minus(site.m)]
 
 
-@rule("linear", "Mean", broadcasts=True)
+def _averages(site: Site) -> list[Parts]:
+    """The mean of the operands' parts."""
+    ((plus, minus),) = summed(site, [x.parts for x in active(site)])
+    return [Parts(plus * (1 / len(site.inputs)), minus * (1 / len(site.inputs)))]
+
+
+@rule("linear", "Mean", broadcasts=True, parts=_averages)
 def mean(site: Site) -> list[Tensor]:
     """m_x = m_y / n for n operands."""
     return [site.m * (1 / len(site.inputs)) for _ in site.inputs]
 
 
-@rule("linear", "Neg")
+@rule("linear", "Neg", parts=lambda site: [Parts(-site.x.parts.minus, -site.x.parts.plus)])
 def negate(site: Site) -> list[Tensor]:
     """m_x = -m_y."""
-    return [-site.m]
+    return [site.minus(site.m)]
 
 
-@rule("linear", "ReduceSum", "ReduceMean")
+@rule("linear", "ReduceSum", "ReduceMean", parts=channelwise)
 def reduce(site: Site) -> list[Tensor]:
     """m_x = m_y over the reduced axes, divided by their extent for a mean."""
     site.only_active(0)
@@ -64,19 +110,23 @@ def reduced_axes(site: Site) -> list[int]:
     return sorted(int(axis) % site.x.rank for axis in axes.flat)
 
 
-@rule("linear", "BatchNormalization")
-def batch_normalization(site: Site) -> list[Tensor | None]:
-    """m_x = m_y scale / sqrt(var + eps) per channel, at inference."""
+def _scale(site: Site) -> Tensor:
+    """scale / sqrt(var + eps), shaped to broadcast over x."""
     site.only_active(0)
     if site.attribute("training_mode", 0):
         site.refuse("it runs in training mode, where samples of a batch depend on each other")
     scale, variance = site.input(1).x, site.input(4).x
     s = scale / sqrt(cast(variance, scale.dtype) + site.attribute("epsilon", 1e-5))
-    channels = reshape(cast(s, site.x.dtype), [-1] + [1] * (site.x.rank - 2))
-    return [site.m * channels]
+    return reshape(cast(s, site.x.dtype), [-1] + [1] * (site.x.rank - 2))
 
 
-@rule("linear", "CumSum")
+@rule("linear", "BatchNormalization", parts=lambda site: [scaled(site.x.parts, _scale(site))])
+def batch_normalization(site: Site) -> list[Tensor | None]:
+    """m_x = m_y scale / sqrt(var + eps) per channel, at inference."""
+    return [site.m * site.weight(_scale(site))]
+
+
+@rule("linear", "CumSum", parts=channelwise)
 def cumulative_sum(site: Site) -> list[Tensor | None]:
     """The cumulative sum from the other end."""
     site.only_active(0)
@@ -85,8 +135,14 @@ def cumulative_sum(site: Site) -> list[Tensor | None]:
     return [site.emitter.op("CumSum", site.m, axis, exclusive=site.attribute("exclusive", 0), reverse=backward)]
 
 
-@rule("linear", "Scaler", domain=AI_ONNX_ML)
+def _scaled_inputs(site: Site) -> list[Parts]:
+    """The parts of x, which may be an integer or a double, in y's precision and scaled."""
+    parts = Parts(*(cast(part, site.y.dtype) for part in site.x.parts))
+    return [scaled(parts, site.emitter.constant(site.attribute("scale", [1.0]), site.y.dtype))]
+
+
+@rule("linear", "Scaler", domain=AI_ONNX_ML, parts=_scaled_inputs)
 def scaler(site: Site) -> list[Tensor]:
     """m_x = scale m_y, for y = (x - offset) scale."""
     scale = site.emitter.constant(site.attribute("scale", [1.0]), site.m.dtype)
-    return [cast(site.m * scale, site.x.dtype)]
+    return [cast(site.m * site.weight(scale), site.x.dtype)]

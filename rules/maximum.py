@@ -8,8 +8,11 @@ k = max(y, y0), the part (k - y0) goes to i and the part (y - k) to j. One of th
 Where dy = 0 the factor is 1 if r reaches y0 at i, which is the limit x = r, and 0 if not. On a uniform reference this
 is DFD's m = 1{x_i = y}. What a place wins in overlapping windows adds up. A minimum is the same with dy < 0.
 
-`cross-max-first` (captum, shap, tangermeme) takes the first maximum of r for j even where r reaches y0 at i too;
-`argmax` (the original DeepLIFT) gives m_y to i, complete or not.
+`cross-max-first` (captum, shap, tangermeme) takes the first maximum of r for j even where r reaches y0 at i too.
+The papers give all to i: `indicator` with the factor dy/dx_i (LIFTPAD eq. 13), singular where r does not peak at i, and
+`argmax` with the factor 1 (DFD eq. 13, the original DeepLIFT), which adds up only where it does.
+
+Signed parts follow their place: dy± = dx±_p dy/dx_p.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ from onnxlift.functions import (
 )
 from onnxlift.registry import rule
 from onnxlift.rules.elementwise import quotient
-from onnxlift.rules.linear import reduced_axes
+from onnxlift.rules.linear import reduced_axes, summed
+from onnxlift.signed import Parts
 from onnxlift.site import Site, Value
 from onnxlift.tensor import BOOL, INT64, Array, Tensor, limits
 
@@ -49,13 +53,15 @@ MINIMA = ("Min", "ReduceMin")
 EQUATIONS = {
     "cross-max": "m_p = dy/dx_p m_y for one place p: i where y > y0, else j (LIFTPAD 2.3.2, METHOD 4).",
     "cross-max-first": "As cross-max, with j the first maximum of r wherever r ties (captum, shap, tangermeme).",
-    "argmax": "m_i = m_y for the maximum i of x (original DeepLIFT); not complete where r peaks elsewhere.",
+    "indicator": "m_i = dy/dx_i m_y for the maximum i of x, and 0 where only dx_i is 0 (LIFTPAD eq. 13).",
+    "argmax": "m_i = m_y for the maximum i of x (DFD eq. 13, original DeepLIFT); complete where r peaks there too.",
 }
 
 VariantRule = Callable[[Site, str], Sequence[Tensor | None]]
+VariantParts = Callable[[Site, str], Sequence[Parts | None]]
 
 
-def maxima(*ops: str, broadcasts: bool = False) -> Callable[[VariantRule], VariantRule]:
+def maxima(*ops: str, parts: VariantParts, broadcasts: bool = False) -> Callable[[VariantRule], VariantRule]:
     """Register a rule of `site` and a key of `EQUATIONS` under every one of them."""
 
     def register(function: VariantRule) -> VariantRule:
@@ -64,36 +70,64 @@ def maxima(*ops: str, broadcasts: bool = False) -> Callable[[VariantRule], Varia
             def multipliers(site: Site, variant: str = name) -> Sequence[Tensor | None]:
                 return function(site, variant)
 
+            def forward(site: Site, variant: str = name) -> Sequence[Parts | None]:
+                return parts(site, variant)
+
             multipliers.__doc__ = equation
-            rule(name, *ops, default=name == "cross-max", broadcasts=broadcasts)(multipliers)
+            rule(
+                name,
+                *ops,
+                default=name == "cross-max",
+                broadcasts=broadcasts,
+                conserves=name != "argmax",
+                parts=forward,
+            )(multipliers)
         return function
 
     return register
 
 
-def winner(
-    site: Site, variant: str, y: Value, m: Tensor, i: Tensor, j: Tensor, r_i: Tensor, x_j: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The place p and m_p, from the places of both maxima and what the other run has there."""
-    if variant == "argmax":
-        return i, m
+def winner(site: Site, variant: str, y: Value, i: Tensor, j: Tensor, r_i: Tensor, x_j: Tensor) -> tuple[Tensor, Tensor]:
+    """The place p and the factor dy/dx_p, from the places of both maxima and what the other run has there."""
     dy = y.d
+    if variant == "argmax":
+        return i, dy.emitter.constant(1, dy.dtype)
+    if variant == "indicator":
+        dx = y.x - r_i
+        return i, quotient(dy, dx, dx.equals(0), cast(dy.equals(0), dy.dtype))
     tied = i.equals(j) if variant == "cross-max-first" else r_i.equals(y.r)
     at_i = logical_or(dy < 0 if site.op in MINIMA else dy > 0, tied)
     dx = where(at_i, y.x - r_i, x_j - y.r)
-    return where(at_i, i, j), m * quotient(dy, dx, y.x.equals(y.r), cast(tied, dy.dtype))
+    return where(at_i, i, j), quotient(dy, dx, y.x.equals(y.r), cast(tied, dy.dtype))
 
 
 # --- windows of one tensor -------------------------------------------------------------------------------------------
 
 
-def route(site: Site, variant: str, rows: Value, y: Value, m: Tensor, places: Value, axis: int) -> Tensor:
-    """The multipliers of `rows`: what every window's winner gets, added at its place along `axis`."""
+@dataclass(frozen=True)
+class Routes:
+    """Where the windows of a tensor send what they receive: `place` along `axis` of `rows`, times `factor`."""
+
+    rows: Value
+    axis: int
+    place: Tensor
+    factor: Tensor
+
+    def back(self, m: Tensor) -> Tensor:
+        """The multipliers of `rows`: what every window's winner gets; what a place wins in several adds up."""
+        nothing = widen(self.rows.zeros())
+        return cast(scatter_add(nothing, self.place, cast(m * self.factor, nothing.dtype), self.axis), m.dtype)
+
+    def forward(self, part: Tensor) -> Tensor:
+        """A part of the windows' differences, from that of `rows`."""
+        return gather_elements(part, self.place, self.axis) * self.factor
+
+
+def routes(site: Site, variant: str, rows: Value, y: Value, places: Value, axis: int) -> Routes:
+    """From the places of both runs' maxima in `rows`."""
     i, j, y = places.x, places.full_r, y.map(finite)
     r_i, x_j = gather_elements(rows.full_r, i, axis), gather_elements(rows.x, j, axis)
-    p, m_p = winner(site, variant, y, m, i, j, r_i, x_j)
-    nothing = widen(rows.zeros())
-    return cast(scatter_add(nothing, p, cast(m_p, nothing.dtype), axis), m.dtype)
+    return Routes(rows, axis, *winner(site, variant, y, i, j, r_i, x_j))
 
 
 def finite(y: Tensor) -> Tensor:
@@ -101,29 +135,64 @@ def finite(y: Tensor) -> Tensor:
     return clip(y, -limits(y).largest, limits(y).largest)
 
 
-@maxima("ReduceMax", "ReduceMin", "GlobalMaxPool")
+@dataclass(frozen=True)
+class Reduction:
+    """How the windows of a reduction lie: one for every output element, its reduced axes together."""
+
+    axes: Sequence[int]
+    order: Sequence[int]
+    keepdims: bool
+
+    @property
+    def kept(self) -> int:
+        return len(self.order) - len(self.axes)
+
+    @property
+    def axis(self) -> int:
+        return self.axes[0] if len(self.axes) == 1 else self.kept
+
+    def ordered(self, t: Tensor) -> Tensor:
+        return transpose(t, self.order)
+
+    def rows(self, t: Tensor) -> Tensor:
+        return t if len(self.axes) == 1 else regroup(self.ordered(t), self.kept, [-1])
+
+    def output(self, t: Tensor) -> Tensor:
+        return self.rows(t if self.keepdims else unsqueeze(t, self.axes))
+
+
+def reduction_of(site: Site) -> Reduction | None:
+    """None where nothing is reduced."""
+    site.only_active(0)
+    pool = site.op == "GlobalMaxPool"
+    axes = list(range(2, site.x.rank)) if pool else reduced_axes(site)
+    order = [*(axis for axis in range(site.x.rank) if axis not in axes), *axes]
+    return Reduction(axes, order, pool or bool(site.attribute("keepdims", 1))) if axes else None
+
+
+def reduction_routes(site: Site, variant: str, how: Reduction) -> Routes:
+    rows = site.x.map(how.rows)
+    places = rows.map(partial(first_place, "ArgMin" if site.op in MINIMA else "ArgMax", how.axis))
+    return routes(site, variant, rows, site.y.map(how.output), places, how.axis)
+
+
+def reduced_parts(site: Site, variant: str) -> list[Parts]:
+    how = reduction_of(site)
+    if how is None:
+        return [site.x.parts]
+    found = reduction_routes(site, variant, how)
+    return [Parts(*(site.y.like(found.forward(how.rows(part))) for part in site.x.parts))]
+
+
+@maxima("ReduceMax", "ReduceMin", "GlobalMaxPool", parts=reduced_parts)
 def reduction(site: Site, variant: str) -> list[Tensor]:
     """One window for every output element: the reduced axes."""
-    site.only_active(0)
-    x, pool = site.x, site.op == "GlobalMaxPool"
-    axes = list(range(2, x.rank)) if pool else reduced_axes(site)
-    if not axes:
+    how = reduction_of(site)
+    if how is None:
         return [site.m]
-    kept = [axis for axis in range(x.rank) if axis not in axes]
-    order = [*kept, *axes]
-    axis = axes[0] if len(axes) == 1 else len(kept)
-
-    def as_rows(t: Tensor) -> Tensor:
-        return t if len(axes) == 1 else regroup(transpose(t, order), len(kept), [-1])
-
-    def as_output(t: Tensor) -> Tensor:
-        return as_rows(t if pool or site.attribute("keepdims", 1) else unsqueeze(t, axes))
-
-    rows = x.map(as_rows)
-    places = rows.map(partial(first_place, "ArgMin" if site.op in MINIMA else "ArgMax", axis))
-    m = route(site, variant, rows, site.y.map(as_output), as_output(site.m), places, axis)
-    if len(axes) > 1:
-        m = transpose(x.map(lambda t: transpose(t, order)).like(m), [int(a) for a in np.argsort(order)])
+    m = reduction_routes(site, variant, how).back(how.output(site.m))
+    if len(how.axes) > 1:
+        m = transpose(site.x.map(how.ordered).like(m), [int(axis) for axis in np.argsort(how.order)])
     return [m]
 
 
@@ -134,17 +203,26 @@ def first_place(op: str, axis: int, x: Tensor, keepdims: bool = True) -> Tensor:
     return x.emitter.op(op, x, axis=axis, keepdims=int(keepdims), shape=shape)
 
 
-@maxima("MaxPool")
-def max_pool(site: Site, variant: str) -> list[Tensor]:
-    """Windows of any shape; what a place wins in several of them adds up."""
+def as_planes(t: Tensor) -> Tensor:
+    return regroup(t, 2, [-1])
 
-    def as_planes(t: Tensor) -> Tensor:
-        return regroup(t, 2, [-1])
 
+def pool_routes(site: Site, variant: str) -> Routes:
+    """Windows of any shape, in planes: a channel of a sample each."""
     tiles = tiling(site)
     places = site.x.map(partial(pooled_places, site) if tiles is None else partial(tiled_places, tiles))
-    m = route(site, variant, site.x.map(as_planes), site.y.map(as_planes), as_planes(site.m), places, 2)
-    return [site.x.like(m)]
+    return routes(site, variant, site.x.map(as_planes), site.y.map(as_planes), places, 2)
+
+
+def pooled_parts(site: Site, variant: str) -> list[Parts]:
+    found = pool_routes(site, variant)
+    return [Parts(*(site.y.like(found.forward(as_planes(part))) for part in site.x.parts))]
+
+
+@maxima("MaxPool", parts=pooled_parts)
+def max_pool(site: Site, variant: str) -> list[Tensor]:
+    """Windows of any shape; what a place wins in several of them adds up."""
+    return [site.x.like(pool_routes(site, variant).back(as_planes(site.m)))]
 
 
 def pooled_places(site: Site, x: Tensor) -> Tensor:
@@ -211,9 +289,8 @@ def _grid(counts: Sequence[int], steps: Sequence[int]) -> Array:
 # --- several tensors -------------------------------------------------------------------------------------------------
 
 
-@maxima("Max", "Min", broadcasts=True)
-def operands(site: Site, variant: str) -> list[Tensor | None]:
-    """One window for every output element: the operands."""
+def shares(site: Site, variant: str) -> list[Tensor | None]:
+    """dy/dx_p where an operand is the place p, 0 elsewhere; None for an operand that carries no importance."""
     values = [site.input(index) for index in range(len(site.inputs))]
     active = [index for index, value in enumerate(values) if value.active]
     if len(active) == 1:
@@ -222,8 +299,23 @@ def operands(site: Site, variant: str) -> list[Tensor | None]:
     xs, rs = [value.x for value in values], [value.r for value in values]
     i, r_i = first_operand(xs, y.x, rs)
     j, x_j = first_operand(rs, y.r, xs)
-    p, m_p = winner(site, variant, y, site.m, i, j, r_i, x_j)
-    return [where(p.equals(index), m_p, 0.0) if index in active else None for index in range(len(values))]
+    p, factor = winner(site, variant, y, i, j, r_i, x_j)
+    return [where(p.equals(index), factor, 0.0) if index in active else None for index in range(len(values))]
+
+
+def operand_parts(site: Site, variant: str) -> list[Parts]:
+    terms = [
+        Parts(*(part * share for part in site.input(index).parts))
+        for index, share in enumerate(shares(site, variant))
+        if share is not None
+    ]
+    return summed(site, terms)
+
+
+@maxima("Max", "Min", parts=operand_parts, broadcasts=True)
+def operands(site: Site, variant: str) -> list[Tensor | None]:
+    """One window for every output element: the operands."""
+    return [None if share is None else site.m * share for share in shares(site, variant)]
 
 
 def first_operand(tensors: Sequence[Tensor], top: Tensor, others: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -237,7 +329,7 @@ def first_operand(tensors: Sequence[Tensor], top: Tensor, others: Sequence[Tenso
 
 
 def lone_operand(site: Site, variant: str, values: Sequence[Value], index: int) -> Tensor:
-    """Among constants: dy/dx m_y, and at x = r: m_y where the operand is the first to reach the maximum."""
+    """Among constants: dy/dx, and at x = r: 1 where the operand is the first to reach the maximum."""
     x, y, emitter = values[index], site.y, site.emitter
     wins = emitter.constant(True, BOOL)
     for number, other in enumerate(values):
@@ -245,4 +337,6 @@ def lone_operand(site: Site, variant: str, values: Sequence[Value], index: int) 
             low, high = (x.x, other.x) if site.op == "Min" else (other.x, x.x)
             wins = logical_and(wins, low < high if number < index else low <= high)
     at_x = cast(wins, x.dtype)
-    return site.m * (at_x if variant == "argmax" else quotient(y.d, x.d, x.x.equals(x.r), at_x))
+    if variant == "argmax":
+        return at_x
+    return quotient(y.d, x.d, x.x.equals(x.r), at_x)

@@ -9,19 +9,19 @@ import numpy as np
 
 from onnxlift.functions import arange, cast, concat, maximum, minimum, reshape
 from onnxlift.registry import rule
-from onnxlift.rules.linear import evenly
+from onnxlift.rules.linear import channelwise, evenly
 from onnxlift.rules.windows import Window, fit, known, mirrored_pads, numbers, transposed, windows
 from onnxlift.site import Site
 from onnxlift.tensor import FLOAT32, Tensor
 
 
-@rule("linear", "GlobalAveragePool")
+@rule("linear", "GlobalAveragePool", parts=channelwise)
 def global_average_pool(site: Site) -> list[Tensor]:
     """m_x = m_y / (number of places) everywhere."""
     return [site.x.spread(evenly(site.x, site.m, range(2, site.x.rank)))]
 
 
-@rule("linear", "AveragePool")
+@rule("linear", "AveragePool", parts=channelwise)
 def average_pool(site: Site) -> list[Tensor]:
     """m_x = sum over the windows that see x of m_y / n."""
     spans = windows(site, numbers(site, "kernel_shape", []))

@@ -7,25 +7,28 @@ from __future__ import annotations
 
 from onnxlift.functions import swap_last, unsqueeze, where
 from onnxlift.registry import rule
+from onnxlift.rules.linear import mixed, summed
+from onnxlift.signed import Parts, by_sign, scaled
 from onnxlift.site import Site, Value, unbroadcast
 from onnxlift.tensor import Tensor
 
 
-@rule("midpoint", "Mul", broadcasts=True)
-def multiply(site: Site) -> list[Tensor]:
-    """m_a = (b + b0)/2 m_y, m_b = (a + a0)/2 m_y."""
+def _scaled_operands(site: Site) -> list[Parts]:
+    """Every operand scaled by its weight, which is elementwise."""
+    weights = _weights(site)
+    values = [site.input(index) for index in range(2)]
+    return summed(site, [scaled(x.parts, w) for x, w in zip(values, weights, strict=True) if w is not None])
+
+
+def _weights(site: Site) -> list[Tensor | None]:
+    """What each operand of Mul or Div is multiplied with; None for one that carries no importance."""
     a, b = site.input(0), site.input(1)
-    return [site.m * b.mid if a.active else site.m, site.m * a.mid if b.active else site.m]
-
-
-@rule("midpoint", "Div", broadcasts=True)
-def divide(site: Site) -> list[Tensor | None]:
-    """m_a = (1/b + 1/b0)/2 m_y, m_b = -(a + a0) / (2 b b0) m_y."""
-    a, b, m = site.input(0), site.input(1), site.m
+    if site.op == "Mul":
+        return [b.mid if a.active else None, a.mid if b.active else None]
     if not b.active:
-        return [m / b.x, None]
+        return [1 / b.x, None]
     v, v0 = (_reciprocal(value) for value in (b.x, b.r))
-    return [m * ((v + v0) * 0.5) if a.active else None, -m * (a.mid * v * v0)]
+    return [(v + v0) * 0.5 if a.active else None, -(a.mid * v * v0)]
 
 
 def _reciprocal(b: Tensor) -> Tensor:
@@ -33,22 +36,61 @@ def _reciprocal(b: Tensor) -> Tensor:
     return where(b.equals(0), 0.0, 1 / b)
 
 
-@rule("midpoint", "MatMul")
+@rule("midpoint", "Mul", broadcasts=True, parts=_scaled_operands)
+def multiply(site: Site) -> list[Tensor | None]:
+    """m_a = (b + b0)/2 m_y, m_b = (a + a0)/2 m_y."""
+    return [None if weight is None else site.m * site.weight(weight) for weight in _weights(site)]
+
+
+@rule("midpoint", "Div", broadcasts=True, parts=_scaled_operands)
+def divide(site: Site) -> list[Tensor | None]:
+    """m_a = (1/b + 1/b0)/2 m_y, m_b = -(a + a0) / (2 b b0) m_y."""
+    return [None if weight is None else site.m * site.weight(weight) for weight in _weights(site)]
+
+
+def _midpoints(site: Site) -> list[Tensor | None]:
+    """The weight of either factor, the other's midpoint; None for one that carries no importance."""
+    a, b = site.input(0), site.input(1)
+    return [site.weight(b.mid) if a.active else None, site.weight(a.mid) if b.active else None]
+
+
+def _factor_parts(site: Site) -> list[Parts]:
+    """What either factor brings, with the other's midpoint for a weight, and C's parts."""
+    a, b, c = site.input(0), site.input(1), site.optional(2)
+    terms = []
+    if a.active:
+        terms.append(mixed(a.d, b.mid, lambda d, w: _product(site, d, w)))
+    if b.active:
+        terms.append(mixed(b.d, a.mid, lambda d, w: _product(site, w, d)))
+    if site.attribute("alpha", 1.0) < 0:
+        terms = [Parts(plus=minus, minus=plus) for plus, minus in terms]
+    if c is not None and c.active:
+        terms.append(scaled(by_sign(c.d), site.emitter.constant(site.attribute("beta", 1.0), c.dtype)))
+    return summed(site, terms)
+
+
+def _product(site: Site, a: Tensor, b: Tensor) -> Tensor:
+    """MatMul of other tensors, or Gemm of them without C."""
+    return site.again(a, b, *(None for _ in site.inputs[2:]))
+
+
+@rule("midpoint", "MatMul", parts=_factor_parts, mixes=True)
 def matrix_multiply(site: Site) -> list[Tensor | None]:
     """m_A = m_Y ((B + B0)/2)^T, m_B = ((A + A0)/2)^T m_Y."""
     a, b, m = site.input(0), site.input(1), site.m
+    w_a, w_b = _midpoints(site)
     if a.rank == b.rank == 2:  # Gemm transposes on the fly
-        return [gemm_product(m, b.mid, 0, 1) if a.active else None, gemm_product(a.mid, m, 1, 0) if b.active else None]
+        return [w_a and gemm_product(m, w_a, 0, 1), w_b and gemm_product(w_b, m, 1, 0)]
     columns, rows = a.rank == 1, b.rank == 1  # a vector is a row on the left, a column on the right
     if rows:
         m = unsqueeze(m, [m.rank])
     if columns:
         m = unsqueeze(m, [m.rank - 1])
     m_a = m_b = None
-    if a.active:
-        m_a = _fit(m @ swap_last(unsqueeze(b.mid, [1]) if rows else b.mid), a, columns)
-    if b.active:
-        m_b = _fit(swap_last(unsqueeze(a.mid, [0]) if columns else a.mid) @ m, b, rows)
+    if w_a:
+        m_a = _fit(m @ swap_last(unsqueeze(w_a, [1]) if rows else w_a), a, columns)
+    if w_b:
+        m_b = _fit(swap_last(unsqueeze(w_b, [0]) if columns else w_b) @ m, b, rows)
     return [m_a, m_b]
 
 
@@ -64,18 +106,21 @@ def _sum_stack(m: Tensor, value: Value) -> Tensor:
     return value.like(m.emitter.op("ReduceSum", m, axes, keepdims=0, shape=(None, None)))
 
 
-@rule("midpoint", "Gemm")
+@rule("midpoint", "Gemm", parts=_factor_parts, mixes=True)
 def gemm(site: Site) -> list[Tensor | None]:
     """MatMul and Add: m_A = alpha m_Y B'^T, m_B = alpha A'^T m_Y, m_C = beta m_Y, factors at their midpoints."""
-    a, b, c, m = site.input(0), site.input(1), site.optional(2), site.m
-    alpha, beta = site.attribute("alpha", 1.0), site.attribute("beta", 1.0)
+    c, m = site.optional(2), site.m
+    alpha, beta = (site.attribute(name, 1.0) for name in ("alpha", "beta"))
+    if site.absolute:
+        alpha, beta = abs(alpha), abs(beta)
     trans_a, trans_b = site.attribute("transA", 0), site.attribute("transB", 0)
+    w_a, w_b = _midpoints(site)
 
     m_a = m_b = m_c = None
-    if a.active:
-        m_a = gemm_product(b.mid, m, trans_b, 1, alpha) if trans_a else gemm_product(m, b.mid, 0, 1 - trans_b, alpha)
-    if b.active:
-        m_b = gemm_product(m, a.mid, 1, trans_a, alpha) if trans_b else gemm_product(a.mid, m, 1 - trans_a, 0, alpha)
+    if w_a:
+        m_a = gemm_product(w_a, m, trans_b, 1, alpha) if trans_a else gemm_product(m, w_a, 0, 1 - trans_b, alpha)
+    if w_b:
+        m_b = gemm_product(m, w_b, 1, trans_a, alpha) if trans_b else gemm_product(w_b, m, 1 - trans_a, 0, alpha)
     if c is not None and c.active:
         m_c = unbroadcast(m if beta == 1 else m * beta, site.y.shape, c)
     return [m_a, m_b, m_c]

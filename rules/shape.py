@@ -24,11 +24,18 @@ from onnxlift.functions import (
     where,
 )
 from onnxlift.registry import rule
+from onnxlift.rules.linear import channelwise, summed
+from onnxlift.signed import Parts
 from onnxlift.site import Site, Value, unbroadcast
 from onnxlift.tensor import INT64, Tensor
 
 
-@rule("movement", "Identity", "Dropout")
+def _alike(site: Site) -> list[Parts]:
+    """The parts of x in y's shape and precision."""
+    return [Parts(*(site.y.like(cast(part, site.y.dtype)) for part in site.x.parts))]
+
+
+@rule("movement", "Identity", "Dropout", parts=lambda site: [site.x.parts])
 def identity(site: Site) -> list[Tensor]:
     """m_x = m_y."""
     training = site.constant(2, "training_mode") if site.op == "Dropout" else None
@@ -37,7 +44,7 @@ def identity(site: Site) -> list[Tensor]:
     return [site.m]
 
 
-@rule("movement", "Cast", "CastLike", conditions=True)
+@rule("movement", "Cast", "CastLike", conditions=True, parts=_alike)
 def convert(site: Site) -> list[Tensor | None]:
     """m_x = m_y in x's precision; of an indicator c(z): m_z = m_y (c - c0) / dz."""
     if site.roots:
@@ -52,26 +59,34 @@ def _jump(site: Site, contribution: Tensor) -> Tensor:
     return unbroadcast(m, site.y.shape, z)
 
 
-@rule("movement", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
+@rule("movement", "Reshape", "Flatten", "Squeeze", "Unsqueeze", parts=_alike)
 def reshaped(site: Site) -> list[Tensor]:
     """m_x is m_y in x's shape."""
     return [site.x.like(site.m)]
 
 
-@rule("movement", "Transpose")
+@rule("movement", "Transpose", parts=channelwise)
 def transposed(site: Site) -> list[Tensor]:
     """The inverse permutation."""
     permutation = site.attribute("perm", list(range(site.x.rank))[::-1])
     return [transpose(site.m, [int(axis) for axis in np.argsort(permutation)])]
 
 
-@rule("movement", "Expand", broadcasts=True)
+@rule("movement", "Expand", broadcasts=True, parts=lambda site: summed(site, [site.x.parts]))
 def expanded(site: Site) -> list[Tensor]:
     """m_x sums m_y over the axes along which x was repeated."""
     return [site.m]
 
 
-@rule("movement", "Concat")
+def _side_by_side(site: Site) -> list[Parts]:
+    """The parts of every operand, zeros for one that carries no importance."""
+    axis = site.attribute("axis") % site.y.rank
+    values = [site.input(index) for index in range(len(site.inputs))]
+    parts = [x.parts if x.active else Parts(x.zeros(), x.zeros()) for x in values]
+    return [Parts(*(concat(side, axis) for side in zip(*parts, strict=True)))]
+
+
+@rule("movement", "Concat", parts=_side_by_side)
 def concatenated(site: Site) -> list[Tensor | None]:
     """Every part gets its piece of m_y."""
     axis = site.attribute("axis") % site.y.rank
@@ -82,7 +97,14 @@ def concatenated(site: Site) -> list[Tensor | None]:
     return list(site.emitter.ops("Split", site.m, sizes, axis=axis, shapes=[part.shape for part in parts]))
 
 
-@rule("movement", "Split")
+def _pieces(site: Site) -> list[Parts | None]:
+    """Either part split as x is."""
+    shapes = [None if value is None else value.shape for value in site.outputs]
+    sides = [site.emitter.ops(site.op, part, site.tensor(1), shapes=shapes, **site.attributes) for part in site.x.parts]
+    return [Parts(*pieces) for pieces in zip(*sides, strict=True)]
+
+
+@rule("movement", "Split", parts=_pieces)
 def split(site: Site) -> list[Tensor]:
     """The pieces of m_y side by side; zeros for an output that does not reach the target."""
     axis = site.attribute("axis", 0) % site.x.rank
@@ -94,7 +116,15 @@ def split(site: Site) -> list[Tensor]:
     return [concat(pieces, axis)]
 
 
-@rule("movement", "Where", conditions=True)
+def _selected_parts(site: Site) -> list[Parts]:
+    """The parts of the branch that is selected; zeros for one that carries no importance."""
+    condition, a, b = site.input(0), site.input(1), site.input(2)
+    zeros = a.zeros() if a.active else b.zeros()
+    sides = [x.parts if x.active else Parts(zeros, zeros) for x in (a, b)]
+    return summed(site, [Parts(*(where(condition.x, *side) for side in zip(*sides, strict=True)))])
+
+
+@rule("movement", "Where", conditions=True, parts=_selected_parts)
 def selected(site: Site) -> list[Tensor | None]:
     """m_a = m_y where c, m_b = m_y elsewhere; where c(z) differs from c0, m_z = m_y dy / dz."""
     condition, a, b = site.input(0), site.input(1), site.input(2)
@@ -110,14 +140,19 @@ def selected(site: Site) -> list[Tensor | None]:
     return [None, m_a, m_b, jump]
 
 
-@rule("movement", "Trilu")
+@rule("movement", "Trilu", parts=channelwise)
 def triangle(site: Site) -> list[Tensor | None]:
     """The same triangle of m_y."""
     site.only_active(0)
     return [site.emitter.op("Trilu", site.m, site.tensor(1), upper=site.attribute("upper", 1))]
 
 
-@rule("movement", "Pad")
+def _padded_parts(site: Site) -> list[Parts]:
+    """Either part padded, a constant border being 0."""
+    return [Parts(*(site.again(part, site.tensor(1), *[None][: len(site.inputs) - 2]) for part in site.x.parts))]
+
+
+@rule("movement", "Pad", parts=_padded_parts)
 def padded(site: Site) -> Sequence[Tensor | None]:
     """Cut the padding off m_y; add it back to where it was copied from in the modes that copy."""
     site.only_active(0)
@@ -132,7 +167,7 @@ def padded(site: Site) -> Sequence[Tensor | None]:
     return [site.emitter.op("Slice", site.m, *map(site.emitter.ints, (begins.tolist(), stops, along)))]
 
 
-@rule("movement", "Slice")
+@rule("movement", "Slice", parts=channelwise)
 def sliced(site: Site) -> Sequence[Tensor | None]:
     """m_y surrounded by zeros."""
     site.only_active(0)
@@ -159,7 +194,7 @@ def _zero_pad(m: Tensor, x: Value, begins: dict[int, int]) -> Tensor:
     return emitter.op("Pad", m, concat([*before, *after], axis=0), shape=x.shape)
 
 
-@rule("movement", "Gather")
+@rule("movement", "Gather", parts=channelwise)
 def gathered(site: Site) -> Sequence[Tensor | None]:
     """Every multiplier goes back to the place that its value came from; places taken twice add up."""
     site.only_active(0)
@@ -173,7 +208,7 @@ def gathered(site: Site) -> Sequence[Tensor | None]:
     return by_index(site)
 
 
-@rule("movement", "GatherElements", "GatherND", "Tile")
+@rule("movement", "GatherElements", "GatherND", "Tile", parts=channelwise)
 def by_index(site: Site) -> Sequence[Tensor | None]:
     """The operator moves the numbers 0, 1, 2 ... instead of x; scatter m_y to where they came from, adding up."""
     site.only_active(0)

@@ -14,6 +14,7 @@ import onnxruntime
 import oracle
 
 import onnxlift
+from onnxlift.rewrite import Options, rewrite_with_residuals
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -43,6 +44,7 @@ def check(
     ties: str = "shared",
     conserves: bool = True,
     references: bool = True,
+    signed: bool = True,
 ) -> dict[str, np.ndarray]:
     """Check all laws for the attributed inputs in `x` (`others`: further inputs, the same in both runs).
 
@@ -77,6 +79,10 @@ def check(
         np.testing.assert_allclose(got["completeness_gap"], 0, atol=rtol * max(scale, 1e-30))
     _compare(node_model, got, x, r, others, weights, output, names, ties, rtol)
     _compare(node_model, explain(x, x), x, x, others, weights, output, names, ties, rtol)
+    floats = [array for array in (*x.values(), *r.values(), *others.values()) if array.dtype.kind == "f"]
+    ordinary = all((np.abs(array) <= 100).all() for array in floats)  # the extremes are for single multipliers
+    if signed and conserves and ordinary:
+        check_signed(node_model, x, r, others=others, rtol=rtol, plan=plan)
 
     if got["completeness_gap"].ndim == 1 and _has_dynamic_batch(node_model):
         for i in range(len(weights)):
@@ -87,6 +93,66 @@ def check(
         if references:
             _check_references(node_model, options, x, r, others, weights, explain, rtol)
     return got
+
+
+def check_signed(
+    node_model: onnx.ModelProto,
+    x: Arrays,
+    r: Arrays,
+    *,
+    others: Arrays | None = None,
+    rtol: float = 1e-5,
+    plan: onnxlift.Plan | None = None,
+) -> None:
+    """Conservation with signed parts: sum(m+_y dy+ + m-_y dy-) = sum(m+_x dx+ + m-_x dx-) for every node.
+
+    In front of the model every input becomes a sum of two, whose differences partly cancel, so that both parts of dx
+    are there; behind it RevealCancel on a curved function makes m+ and m- differ.
+    """
+    composite, output = onnx.ModelProto(), node_model.graph.output[0]
+    composite.CopyFrom(node_model)
+    del composite.graph.input[:], composite.graph.output[:]
+    rng = np.random.default_rng(11)
+    at, against = dict(others or {}), {}
+    for value in node_model.graph.input:
+        if value.name not in x:
+            composite.graph.input.append(value)
+            continue
+        terms = [f"{value.name}/a", f"{value.name}/b"]
+        for arrays, whole in ((at, x[value.name]), (against, r[value.name])):
+            arrays[terms[0]] = (whole * rng.uniform(-1, 2, whole.shape)).astype(whole.dtype)
+            arrays[terms[1]] = whole - arrays[terms[0]]
+        for name in terms:
+            copy = composite.graph.input.add()
+            copy.CopyFrom(value)
+            copy.name = name
+        composite.graph.node.insert(0, onnx.helper.make_node("Add", terms, [value.name], f"sum of {value.name}"))
+    y = run(node_model, {**x, **(others or {})})[output.name]
+    lead = node_model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    batch = lead if y.ndim and len(y) == len(next(iter(x.values()))) else None
+    for name, values in (("beside", composite.graph.input), ("curved", composite.graph.output)):
+        shape = [batch or len(y), *y.shape[1:]] if y.ndim else []
+        values.append(onnx.helper.make_tensor_value_info(name, output.type.tensor_type.elem_type, shape))
+    composite.graph.node.append(onnx.helper.make_node("Add", [output.name, "beside"], ["sum"], "sum"))
+    composite.graph.node.append(onnx.helper.make_node("Tanh", ["sum"], ["curved"], "curve"))
+    at["beside"], against["beside"] = (rng.uniform(-1, 1, y.shape).astype(y.dtype) for _ in range(2))
+    explainer, residuals = rewrite_with_residuals(
+        composite,
+        Options(
+            inputs=list(against),
+            target="weights",
+            pre_activation=False,
+            plan=onnxlift.Plan([onnxlift.Choice("reveal-cancel", name="curve"), *(plan.choices if plan else ())]),
+        ),
+    )
+    onnx.checker.check_model(explainer, full_check=True)
+    feed = {**at, **{f"{name}_reference": value for name, value in against.items()}}
+    got = run(explainer, {**feed, "target_weights": rng.standard_normal(y.shape).astype(y.dtype)})
+    slack = 10 if y.dtype == np.float16 else 2  # parts are larger than the differences they sum to
+    atol = slack * rtol * sum(float(np.abs(got[f"{name}_contributions"]).sum()) for name in against)
+    for name, node in residuals.items():
+        assert abs(got[name]) <= atol, (node, got[name], atol)
+    np.testing.assert_allclose(got["completeness_gap"], 0, atol=atol)
 
 
 def _compare(node_model, got, x, r, others, weights, output, names, ties, rtol):  # type: ignore[no-untyped-def]

@@ -13,22 +13,26 @@ import onnx
 import pytest
 
 import onnxlift
-from onnxlift import Choice, Plan
+from onnxlift import Plan
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "cases.json").read_text())
 
-# How the peers route a maximum.
-FIRST = Plan([Choice("cross-max-first")])
-ARGMAX = Plan([Choice("argmax")])
+PROFILES = {"a": "captum", "b": "shap", "c": "tangermeme", "d": "deeplift"}
+"""Group of cases -> the profile of the peer that made its numbers."""
 
-# What a mode of a case is in our terms; the other modes belong to rules that do not exist yet.
-MODES: dict[str, Plan | None] = {
-    "Rescale": None,
-    "Max_cross_max_captum": FIRST,
-    "Max_gradient_original_code": ARGMAX,
-    "Product_midpoint": None,
+MODES: dict[str, dict[str, Any]] = {
+    "Rescale": {},
+    "RevealCancel": {"rule": "reveal-cancel"},
+    "DeepLIFT_GenomicsDefault": {"rule": "genomics"},
+    "Rescale_softmax_normalized": {"plan": Plan(normalize_softmax=True), "output": "y", "pre_activation": True},
+    "Max_argmax_of_x": {"rule": "liftpad"},
+    "Max_cross_max_captum": {"plan": "captum"},
+    "Max_gradient_original_code": {"plan": "deeplift"},
+    "Product_dy_over_sum_dx": {"rule": "liftpad"},
+    "Product_midpoint": {},
 }
+"""What a mode of a case is in our terms."""
 
 
 def files(case: dict[str, Any]) -> list[str]:
@@ -42,16 +46,18 @@ def flat() -> Iterator[Any]:
             continue
         for file in files(case):
             for mode in case.get("expected", {"Rescale": None}):
-                if mode in MODES:
-                    yield pytest.param(case, file, mode, id=f"{Path(file).stem}-{case['id']}-{mode}")
+                yield pytest.param(case, file, mode, id=f"{Path(file).stem}-{case['id']}-{mode}")
 
 
 def case_named(name: str) -> dict[str, Any]:
     return next(case for case in CASES if case["id"] == name)
 
 
-def plan_of(case: dict[str, Any], mode: str) -> Plan | None:
-    return {"a": FIRST, "b": FIRST, "d": ARGMAX}.get(case["id"][0], MODES[mode])
+def options(case: dict[str, Any], mode: str) -> dict[str, Any]:
+    """What `rewrite` is told."""
+    profile = PROFILES.get(case["id"][0])
+    plain = {"output": case.get("target_tensor") or case["output"], "pre_activation": False, "plan": profile}
+    return {**plain, **MODES[mode]}
 
 
 def name_of(case: dict[str, Any], key: str, mode: str, name: str, arrays: Any) -> str:
@@ -78,11 +84,9 @@ def test_contributions(case: dict[str, Any], file: str, mode: str) -> None:
     for index in range(4) if shared else ["input" if per_sample else None if single else int(arrays["target"])]:
         explainer = onnxlift.rewrite(
             onnx.load(GOLDEN / file),
-            output=case.get("target_tensor") or case["output"],
             target=index,
-            pre_activation=False,
             reference="shared" if shared else "paired",
-            plan=plan_of(case, mode),
+            **options(case, mode),
         )
         got = laws.run(explainer, {**feed, **({"target": arrays["target"]} if per_sample else {})})
         for entry in case["inputs"]:
@@ -100,7 +104,10 @@ def test_multipliers_against_tangermeme(name: str, alternative: int) -> None:
     x, references = arrays["x"].astype(np.float32), arrays["references"].astype(np.float32)
     n, k = references.shape[:2]
     explainer = onnxlift.rewrite(
-        onnx.load(GOLDEN / files(case)[alternative]), target=int(arrays["target"]), plan=FIRST, emit=("multipliers",)
+        onnx.load(GOLDEN / files(case)[alternative]),
+        target=int(arrays["target"]),
+        plan="tangermeme",
+        emit=("multipliers",),
     )
     pairs = {"x": np.repeat(x, k, axis=0), "x_reference": references.reshape(n * k, *x.shape[1:])}
     m = laws.run(explainer, pairs)["x_multipliers"].reshape(references.shape)
@@ -115,15 +122,35 @@ def test_contributions_of_an_inner_tensor_against_captum() -> None:
     case = case_named("a11_layer_vgg_p1")
     arrays = np.load(GOLDEN / case["npz"], allow_pickle=False)
     for file, (tensor,) in case["layer_tensor_names"].items():
-        explainer = onnxlift.rewrite(
-            onnx.load(GOLDEN / file), target=int(arrays["target"]), plan=FIRST, expose=[tensor], output=case["output"]
-        )
+        model, target = onnx.load(GOLDEN / file), int(arrays["target"])
+        explainer = onnxlift.rewrite(model, target=target, plan="captum", expose=[tensor], output=case["output"])
         got = laws.run(explainer, {"x": arrays["x"], "x_reference": arrays["ref"]})
         close(got[f"{tensor}/contributions"], arrays["layer_contribs_f64"], case)
         np.testing.assert_allclose(got[f"{tensor}/multiplier"], arrays["layer_multipliers"], atol=2e-5)
-        inner = onnxlift.rewrite(onnx.load(GOLDEN / file), target=int(arrays["target"]), plan=FIRST, inputs=[tensor])
+        inner = onnxlift.rewrite(model, target=target, plan="captum", inputs=[tensor])
         got = laws.run(inner, {"x": arrays["x"], "x_reference": arrays["ref"]})
         close(got[f"{tensor}_contributions"], arrays["layer_contribs_f64"], case)
+
+
+TIES = {
+    "captum": {"plan": "captum"},
+    "tangermeme": {"plan": "tangermeme"},
+    "shap": {"plan": "shap"},
+    "deeplift_rescale": {"plan": "deeplift"},
+    "deeplift_genomics": {"plan": "deeplift", "rule": "genomics"},
+}
+
+
+@pytest.mark.parametrize("peer", TIES)
+def test_a_network_of_whole_numbers(peer: str) -> None:
+    """What a peer does with ties, kinks and differences that cancel to 0 reaches the contributions."""
+    arrays = np.load(GOLDEN / "f_ties" / "f01_ties.npz", allow_pickle=False)
+    model = onnx.load(GOLDEN / "f_ties" / "f01_ties.onnx")
+    explainer = onnxlift.rewrite(model, target=1, emit=("multipliers",), **TIES[peer])
+    m = laws.run(explainer, {"x": arrays["x"], "x_reference": arrays["ref"]})["x_multipliers"]
+    if peer == "shap":  # contributions, averaged over three references each
+        m = (m * (arrays["x"] - arrays["ref"])).reshape(-1, 3, *m.shape[1:]).mean(axis=1)
+    np.testing.assert_allclose(m, arrays[peer], rtol=0, atol=1e-6 * np.abs(arrays[peer]).max())
 
 
 def close(got: np.ndarray, expected: np.ndarray, case: dict[str, Any]) -> None:
