@@ -9,8 +9,9 @@ Where dy = 0 the factor is 1 if r reaches y0 at i, which is the limit x = r, and
 is DFD's m = 1{x_i = y}. What a place wins in overlapping windows adds up. A minimum is the same with dy < 0.
 
 `cross-max-first` (captum, shap, tangermeme) takes the first maximum of r for j even where r reaches y0 at i too.
-The papers give all to i: `indicator` with the factor dy/dx_i (LIFTPAD eq. 13), singular where r does not peak at i, and
-`argmax` with the factor 1 (DFD eq. 13, the original DeepLIFT), which adds up only where it does.
+The papers give all to i: `indicator` with the factor dy/dx_i (LIFTPAD eq. 13), which may have the wrong sign and is
+singular where r does not peak at i, so that beyond `SINGULAR` the default rule takes over; and `argmax` with the
+factor 1 (DFD eq. 13, the original DeepLIFT), which adds up only where r peaks at i.
 
 Signed parts follow their place: dy± = dx±_p dy/dx_p.
 """
@@ -25,6 +26,7 @@ from functools import partial, reduce
 import numpy as np
 
 from onnxlift.functions import (
+    absolute,
     arange,
     cast,
     clip,
@@ -49,11 +51,13 @@ from onnxlift.tensor import BOOL, INT64, Array, Tensor, limits
 
 INT32 = np.dtype(np.int32)
 MINIMA = ("Min", "ReduceMin")
+SINGULAR = 100
+"""The largest factor dy/dx_i of LIFTPAD's rule: rounding errors grow by as much."""
 
 EQUATIONS = {
     "cross-max": "m_p = dy/dx_p m_y for one place p: i where y > y0, else j (LIFTPAD 2.3.2, METHOD 4).",
     "cross-max-first": "As cross-max, with j the first maximum of r wherever r ties (captum, shap, tangermeme).",
-    "indicator": "m_i = dy/dx_i m_y for the maximum i of x, and 0 where only dx_i is 0 (LIFTPAD eq. 13).",
+    "indicator": "m_i = dy/dx_i m_y for the maximum i of x, where |dy| < 100 |dx_i|; else cross-max (LIFTPAD eq. 13).",
     "argmax": "m_i = m_y for the maximum i of x (DFD eq. 13, original DeepLIFT); complete where r peaks there too.",
 }
 
@@ -92,11 +96,10 @@ def winner(site: Site, variant: str, y: Value, i: Tensor, j: Tensor, r_i: Tensor
     dy = y.d
     if variant == "argmax":
         return i, dy.emitter.constant(1, dy.dtype)
-    if variant == "indicator":
-        dx = y.x - r_i
-        return i, quotient(dy, dx, dx.equals(0), cast(dy.equals(0), dy.dtype))
     tied = i.equals(j) if variant == "cross-max-first" else r_i.equals(y.r)
     at_i = logical_or(dy < 0 if site.op in MINIMA else dy > 0, tied)
+    if variant == "indicator":
+        at_i = logical_or(at_i, absolute(dy) < absolute(y.x - r_i) * SINGULAR)
     dx = where(at_i, y.x - r_i, x_j - y.r)
     return where(at_i, i, j), quotient(dy, dx, y.x.equals(y.r), cast(tied, dy.dtype))
 

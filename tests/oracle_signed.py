@@ -9,7 +9,7 @@ window geometry, the rules of one multiplier) what the papers say of two channel
 
 A rule is a function `Site, parts of the inputs -> parts of the outputs, and the step backward`. The conservation law
 with signed parts, <m+_y, dy+> + <m-_y, dy-> = sum over inputs (<m+_x, dx+> + <m-_x, dx->), holds for every rule but
-"argmax", "indicator" where only dx_i is 0, and the gradient family; `conservation` measures it.
+"argmax" and the gradient family; `conservation` measures it.
 
 Rules by name (`rule_of`): a node that a name does not fit takes its operator's default.
 
@@ -294,16 +294,16 @@ def windows_of(s: Site) -> list[list[tuple[int, int]]]:
 def share(xs: Sequence[float], rs: Sequence[float], variant: str, ties: Ties) -> dict[int, float]:
     """{place: factor} of one window (METHOD 4).
 
-    "indicator" (LIFTPAD eq. 13): dy/dx_i at the first maximum i of x; 1 where both differences are 0, and 0 where only
-    dx_i is. "argmax" (DFD eq. 13): 1. Else one place of the maxima of x and r, in [0, 1].
+    "indicator" (LIFTPAD eq. 13): dy/dx_i at the first maximum i of x, unless it is 100 or more in size. "argmax" (DFD
+    eq. 13): 1. Else one place of the maxima of x and r, in [0, 1].
     """
-    if variant not in ("indicator", "argmax"):
-        return oracle.share_maximum(xs, rs, 1.0, ties)
     i = xs.index(max(xs))
     dy, dx = xs[i] - max(rs), xs[i] - rs[i]
-    if variant == "argmax" or dx == dy:
+    if variant == "argmax":
         return {i: 1.0}
-    return {i: dy / dx if dx != 0 else 0.0}
+    if variant == "indicator" and abs(dy) < 100 * abs(dx):
+        return {i: dy / dx}
+    return oracle.share_maximum(xs, rs, 1.0, ties)
 
 
 def maximum(s: Site, parts: Pairs, variant: str) -> Step:
