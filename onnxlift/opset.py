@@ -22,9 +22,11 @@ from onnx import (
 
 from onnxlift.errors import ModelError
 from onnxlift.protobuf import (
+    Namer,
     add_initializer,
     captured,
     forget_types,
+    integer_attribute,
     is_external,
     nodes,
     opset,
@@ -127,6 +129,11 @@ def to_base_opset(work: ModelProto) -> ModelProto:
         )
     if version < 11:
         _mend_resize(work, result, version)
+    if 18 <= version < 21:
+        pairs = zip(_all_of(work, "GroupNormalization"), _all_of(result, "GroupNormalization"), strict=True)
+        unchanged = [after.output[0] for before, after in pairs if before.input[1:] == after.input[1:]]
+        for output in unchanged:
+            _per_channel(result.graph, output)
     origin = {node.output[0]: node for node in nodes(work) if node.output}
     for node in nodes(result):
         source = origin.get(node.output[0]) if node.output else None
@@ -264,6 +271,34 @@ def _mend_resize(before: ModelProto, after: ModelProto, version: int) -> None:
         renamed[b.output[0]], b.output[0] = a.output[0], a.output[0]
     for node in nodes(after):
         node.input[:] = [renamed.get(name, name) for name in node.input]
+
+
+def _per_channel(graph: GraphProto, output: str) -> None:
+    """Repeats scale and bias, which GroupNormalization had one of per group before opset 21, for every channel."""
+    position = next((index for index, node in enumerate(graph.node) if output in node.output), None)
+    if position is None:
+        raise ModelError(f"GroupNormalization in a subgraph has a scale per group. Export it at opset {BASE_OPSET}.")
+    node = graph.node[position]
+    name = Namer({name for other in graph.node for name in (*other.input, *other.output)})
+    groups = integer_attribute(node, "num_groups", 1)
+    mended: list[NodeProto] = []
+
+    def add(op: str, inputs: Sequence[str], **attributes: int) -> str:
+        made = name(f"{output}/{op}")
+        mended.append(helper.make_node(op, inputs, [made], made, **attributes))
+        return made
+
+    def ints(*values: int) -> str:
+        constant = name(f"{output}/ints")
+        graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), constant))
+        return constant
+
+    channels = add("Shape", [node.input[0]], start=1, end=2)
+    each = add("Concat", [ints(1), add("Div", [channels, ints(groups)])], axis=0)
+    for index in (1, 2):
+        wide = add("Expand", [add("Unsqueeze", [node.input[index], ints(1)]), each])
+        node.input[index] = add("Reshape", [wide, ints(-1)])
+    replace_nodes(graph, [*graph.node[:position], *mended, *graph.node[position:]])
 
 
 def _all_of(model: ModelProto, *op_types: str) -> Sequence[NodeProto]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import laws
 import numpy as np
+import onnx
 import pytest
 from onnx import numpy_helper
 from onnx_text import floats, ops, parse, same, shapes
@@ -187,3 +189,19 @@ def test_sparse_initializers_of_subgraphs_are_not_captures() -> None:
     item.values.CopyFrom(numpy_helper.from_array(np.float32([5, 7]), "i"))
     item.indices.CopyFrom(numpy_helper.from_array(np.int64([1, 3])))
     assert ops(normal_form(model)) == ["If"]
+
+
+@pytest.mark.parametrize("channels", ["4", "C"])
+def test_group_normalization_before_opset_21_has_one_scale_per_group(channels: str) -> None:
+    text = f"""<ir_version: 8, opset_import: ["" : 18]>
+    g (float[N, {channels}, 3] x, float[2] b) => (float[N, {channels}, 3] y) {{
+        h = GroupNormalization <num_groups = 2> (x, s, b)
+        y = GroupNormalization <num_groups = 2> (h, s, b)
+    }}"""
+    model = onnx.parser.parse_model(text)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 2], np.float32), "s"))
+    feed = {
+        "x": np.random.default_rng(3).standard_normal((2, 4, 3)).astype(np.float32),
+        "b": np.array([0.5, -1], np.float32),
+    }
+    np.testing.assert_allclose(laws.run(normal_form(model), feed)["y"], laws.run(model, feed)["y"], atol=1e-6)
