@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 TYPES := build/types
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types format clean
+.PHONY: help setup demo experiments test lint types format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -25,6 +25,13 @@ setup: $(STAMP) ## create .venv with onnxlift and the developers' tools
 
 demo: $(STAMP) ## explain three real networks, draw build/demo/demo.png
 	$(BIN)/python models/demo.py
+
+EXPERIMENTS := gallery mnist_conversion liftpad_images liftpad_genomics deeplift_genomics
+
+experiments: $(STAMP) ## repeat the experiments of the papers, draw their figures in docs/experiments
+	@set -e; for name in $(EXPERIMENTS); do \
+		echo "== $$name"; $(BIN)/python models/experiments/$$name.py; \
+	done
 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest
