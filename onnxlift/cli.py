@@ -6,33 +6,25 @@ Exit status: 0 all is well, 1 a check failed, 2 the call, the model or the data 
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 import onnx
 
-from onnxlift import cli_reference, report
+from onnxlift import cli_options, cli_reference, report
 from onnxlift.arrays import check_writable, read_arrays
 from onnxlift.cli_plot import plot_command
 from onnxlift.errors import OnnxliftError, OptionError
-from onnxlift.explainer import EMITS
 from onnxlift.files import load
-from onnxlift.metadata import description
-from onnxlift.plan import RULES
+from onnxlift.metadata import conserves, description
 from onnxlift.rewrite import inspect, rewrite_file
 from onnxlift.runtime import CompletenessWarning, Explainer
 from onnxlift.session import CPU, CUDA, Provider
 from onnxlift.verify import verify
-
-Command = Callable[..., Any]
-
-_TARGETS = ("argmax", "input", "weights")
 
 
 class _Main(click.Group):
@@ -68,90 +60,6 @@ def _refuse(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def _target(ctx: click.Context, param: click.Parameter, value: str | None) -> int | tuple[int, ...] | str | None:
-    if value is None or value in _TARGETS:
-        return value
-    try:
-        index = tuple(int(part) for part in value.split(","))
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} is no index such as 3 or 3,4 and none of {', '.join(_TARGETS)}") from error
-    return index[0] if len(index) == 1 else index
-
-
-def _sizes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, int]:
-    sizes = {}
-    for value in values:
-        name, _, size = value.rpartition("=")
-        if not name or not size.isdecimal() or int(size) < 1:
-            raise click.BadParameter(f"{value!r} is not like batch=4")
-        sizes[name] = int(size)
-    return sizes
-
-
-def _options(*options: Command) -> Callable[[Command], Command]:
-    """Several options as one decorator, in this order in the help."""
-    return lambda command: functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
-
-
-_PLANNING = _options(
-    click.option(
-        "--inputs",
-        multiple=True,
-        metavar="NAME",
-        help="Attribute to this graph input or internal tensor; repeatable. [default: every float graph input]",
-    ),
-    click.option("--output", metavar="NAME", help="Explain this tensor. [default: the first float output]"),
-    click.option("--rule", type=click.Choice(sorted(RULES)), help="The preset of rules. [default: rescale]"),
-    click.option(
-        "--pre-activation/--no-pre-activation",
-        default=None,
-        help="Step over a final Softmax or Sigmoid to its logits, or keep it. [default: step over]",
-    ),
-)
-_TARGET = click.option(
-    "--target",
-    callback=_target,
-    metavar="INDEX|argmax|input|weights",
-    help="Which neuron: an index after the batch axis (3, or 3,4), the largest, or one given at run time.",
-)
-_REFERENCE = click.option("--reference", metavar="NAME|FILE", help=cli_reference.HELP)
-_SEED = click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of shuffles, and of the K rows of background:FILE:K."
-)
-_EMITTING = _options(
-    click.option(
-        "--expose",
-        multiple=True,
-        metavar="NAME",
-        help="Give this internal tensor too, with its multiplier and contributions; repeatable.",
-    ),
-    click.option(
-        "--emit",
-        multiple=True,
-        type=click.Choice(EMITS),
-        help="What to give for each input; repeatable. [default: contributions]",
-    ),
-)
-_RUNNING = _options(
-    click.option(
-        "--tolerance",
-        type=click.FloatRange(0),
-        default=1e-3,
-        show_default=True,
-        help="How far contributions may miss t(x) - t(r), relative to it.",
-    ),
-    click.option(
-        "--providers",
-        multiple=True,
-        metavar="cpu|cuda|NAME",
-        help="Run on this provider of ONNX Runtime; repeat for more. [default: cuda where it can run, then cpu]",
-    ),
-)
-_PRINTING = _options(
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
-    click.option("-v", "--verbose", is_flag=True, help="Print more."),
-    click.option("-q", "--quiet", is_flag=True, help="Print less."),
-)
 _PATH = click.Path(path_type=Path)
 
 
@@ -176,12 +84,12 @@ main.add_command(plot_command)
 @main.command("rewrite", short_help="Write the explainer of a model.")
 @click.argument("model", type=_PATH)
 @click.argument("explainer", type=_PATH)
-@_TARGET
-@_REFERENCE
-@_SEED
-@_PLANNING
-@_EMITTING
-@_PRINTING
+@cli_options.TARGET
+@cli_options.REFERENCE
+@cli_options.SEED
+@cli_options.PLANNING
+@cli_options.EMITTING
+@cli_options.PRINTING
 def rewrite_command(
     model: Path, explainer: Path, seed: int, as_json: bool, verbose: bool, quiet: bool, **options: Any
 ) -> None:
@@ -191,6 +99,7 @@ def rewrite_command(
     Examples:
       onnxlift rewrite model.onnx explainer.onnx --target argmax --reference zeros
       onnxlift rewrite model.onnx explainer.onnx --target 3 --reference background.npz
+      onnxlift rewrite model.onnx explainer.onnx --target 3 --reference shared --rule genomics --plan plan.toml
     """
     check_writable(explainer)
     original = load(model, weights=False)
@@ -212,14 +121,18 @@ def rewrite_command(
 @click.argument("data", type=_PATH)
 @click.option("--out", required=True, type=_PATH, help="The .npz file to write.")
 @click.option("--batch-size", type=click.IntRange(1), help="How many samples run at once. [default: by their size]")
-@click.option("--strict", is_flag=True, help="Exit with 1 where contributions do not add up.")
-@_RUNNING
-@_TARGET
-@_REFERENCE
-@_SEED
-@_PLANNING
-@_EMITTING
-@_PRINTING
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Exit with 1 where contributions do not add up; a rule that does not conserve passes.",
+)
+@cli_options.RUNNING
+@cli_options.TARGET
+@cli_options.REFERENCE
+@cli_options.SEED
+@cli_options.PLANNING
+@cli_options.EMITTING
+@cli_options.PRINTING
 def explain_command(
     model: Path,
     data: Path,
@@ -245,6 +158,7 @@ def explain_command(
       onnxlift explain explainer.onnx data.npz --out contributions.npz
       onnxlift explain model.onnx images.npy --out contributions.npz --target argmax --reference zeros
       onnxlift explain model.onnx dna.npy --out contributions.npz --target 0 --reference dinuc-shuffle:20
+      onnxlift explain model.onnx dna.npy --out out.npz --target 0 --reference shuffle:9 --emit hypothetical
     """
     check_writable(out)
     for path in (model, data):
@@ -277,19 +191,23 @@ def explain_command(
         report.print_explaining(facts, verbose)
     if complaint and not as_json:
         click.echo(f"warning: {complaint}", err=True)
+    if strict and not conserves(explainer.description) and not quiet:
+        click.echo(
+            f"note: --strict has nothing to check, as rule {explainer.description['rule']} does not conserve", err=True
+        )
     return int(strict and complaint is not None)
 
 
 @main.command("inspect", short_help="Show which rule each node gets, and what has none.")
 @click.argument("model", type=_PATH)
-@_PLANNING
-@_PRINTING
+@cli_options.PLANNING
+@cli_options.PRINTING
 def inspect_command(model: Path, as_json: bool, verbose: bool, quiet: bool, **options: Any) -> None:
     """Show which rule each node of MODEL gets, where importance stops, and which nodes have no rule.
 
     \b
     Examples:
-      onnxlift inspect model.onnx
+      onnxlift inspect model.onnx --rule genomics
       onnxlift inspect model.onnx --json | jq .totals
     """
     found = inspect(model, target="argmax", reference="zeros", **_chosen(None, options))
@@ -306,13 +224,18 @@ def inspect_command(model: Path, as_json: bool, verbose: bool, quiet: bool, **op
 @click.option("--model", "original", type=_PATH, help="The model that the explainer was made of, to compare with.")
 @click.option("--samples", type=click.IntRange(1), default=16, show_default=True, help="How many of DATA to use.")
 @click.option(
-    "--dim", "dims", multiple=True, callback=_sizes, metavar="NAME=SIZE", help="Size of a dimension of random data."
+    "--dim",
+    "dims",
+    multiple=True,
+    callback=cli_options.sizes,
+    metavar="NAME=SIZE",
+    help="Size of a dimension of random data.",
 )
-@_RUNNING
-@_TARGET
-@_REFERENCE
-@_PLANNING
-@_PRINTING
+@cli_options.RUNNING
+@cli_options.TARGET
+@cli_options.REFERENCE
+@cli_options.PLANNING
+@cli_options.PRINTING
 def verify_command(
     model: Path,
     data: Path | None,

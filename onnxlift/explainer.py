@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from onnxlift.errors import OptionError
 from onnxlift.functions import cast, concat, expand, reduce_mean, reduce_sum, reshape, shape_of
 from onnxlift.graph import Handle
-from onnxlift.one_hot import centred, hypothetical
+from onnxlift.one_hot import centred, hypothetical, off_constraint
 from onnxlift.plan import Preset
 from onnxlift.reference import PAIRS, Crossed
 from onnxlift.signed import Multiplier
@@ -77,7 +77,14 @@ class Results:
         results.update({f"{name}_hypothetical": tensor for name, tensor in hypothetical.items()})
         if "reference_outputs" in emit:
             at_r = self.value.runs.at_r
-            results.update({f"{name}_reference": at_r[name] for name in originals if name in at_r})
+            for name in originals:
+                if f"{name}_reference" in results:
+                    raise OptionError(
+                        f"the model's output {name!r} at the reference would be called {name}_reference, "
+                        "as one of the explainer's own: leave out emit 'reference_outputs', or rename it"
+                    )
+                if name in at_r:
+                    results[f"{name}_reference"] = at_r[name]
         for name in expose:
             results.update(self.exposed(name))
         results.update({f"{node}/residual": tensor for node, tensor in self.walk.residuals.items()})
@@ -116,6 +123,8 @@ class Results:
         value, m = self.stated(name), self.multiplier(name)
         m = Multiplier(self.lift(m.mean), m.half)
         c = m.contribution(value.d, value.parts if m.half else None)
+        if self.normalized and name in self.one_hot and (own := self.walk.multiplier(name)) is not None:
+            c = c + off_constraint(self.lift(own.mean), value.x, self.one_hot[name])
         if hypothetical is None:
             return self.mean(c, name)
         unknown = 1 - reduce_sum(value.x, [self.one_hot[name]])

@@ -16,7 +16,8 @@ class Explanation:
     """What an explainer computed for N samples; where the model has no batch axis, `[N]` is a scalar.
 
     Attributes:
-        contributions: by attributed tensor, shape and dtype of that tensor.
+        contributions: by attributed tensor, shape and dtype of that tensor. Of the rules "gradient", "guided-backprop"
+            and "deconvnet" they are the multipliers.
         outputs: the model's own outputs by name (those that are tensors).
         target: t(x), the explained neuron, `[N]`.
         target_reference: t(r), the same at the reference, `[N]`; a mean where there are several references.
@@ -24,7 +25,10 @@ class Explanation:
         reference_outputs: the model's outputs at the reference by name, where the explainer emits them: `[N, ...]`,
             or one row or K rows where all samples share the references, or `[N, K, ...]`.
         multipliers: by attributed tensor, where the explainer emits them.
-        exposed: internal tensors T, as "T", "T/multiplier" and "T/contributions".
+        hypothetical: by attributed one-hot tensor, where the explainer emits them: what every letter would contribute
+            at every position, shape and dtype of that tensor.
+        exposed: internal tensors T, as "T", "T/multiplier" and "T/contributions"; where RevealCancel tells m+ and m-
+            apart also as "T/multiplier/plus" and "T/multiplier/minus".
     """
 
     contributions: Mapping[str, Array]
@@ -34,6 +38,7 @@ class Explanation:
     gap: Array
     reference_outputs: Mapping[str, Array] = field(default_factory=dict)
     multipliers: Mapping[str, Array] = field(default_factory=dict)
+    hypothetical: Mapping[str, Array] = field(default_factory=dict)
     exposed: Mapping[str, Array] = field(default_factory=dict)
 
     @property
@@ -61,6 +66,7 @@ class Explanation:
         named |= {TARGET_OUTPUT: self.target, TARGET_REFERENCE: self.target_reference, GAP: self.gap}
         named |= {f"{name}_contributions": array for name, array in self.contributions.items()}
         named |= {f"{name}_multipliers": array for name, array in self.multipliers.items()}
+        named |= {f"{name}_hypothetical": array for name, array in self.hypothetical.items()}
         named |= {f"{name}_reference": array for name, array in self.reference_outputs.items()}
         return named | dict(self.exposed)
 

@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike
 
 from onnxlift.arrays import Array
 from onnxlift.errors import DataError, shown
+from onnxlift.metadata import must_be_one_hot
+from onnxlift.shuffling import check_one_hot
 from onnxlift.spec import Ahead, recorded
 
 Data = ArrayLike | Mapping[str, ArrayLike]
@@ -75,7 +77,8 @@ class Intake:
     """The graph inputs of an explainer, from its session and its metadata.
 
     `ports` by name; `given` names those that need a reference; `batch` is the batch axis's size, its symbol, or None
-    where there is none; `neurons` is the explained tensor's shape per sample. `seed`: of references that are made here.
+    where there is none; `neurons` is the explained tensor's shape per sample; `one_hot` is the channel axis of inputs
+    whose data must be one-hot, by name. `seed`: of references that are made here.
     """
 
     def __init__(self, inputs: Sequence[Any], description: Mapping[str, Any], seed: int = 0) -> None:
@@ -87,6 +90,7 @@ class Intake:
         self.neurons: list[int | str | None] = description["output_shape"][int(description["batched"]) :]
         self.batch: int | str | None = shapes[self.given[0]][0] if description["batched"] else None
         self.ports = {value.name: self._port(value.name, value.type, shapes[value.name]) for value in inputs}
+        self.one_hot = {name: axis for name, axis in must_be_one_hot(description).items() if name in self.ports}
 
     def _port(self, name: str, kind: str, shape: tuple[int | str | None, ...]) -> Port:
         base = name.removesuffix("_reference")
@@ -130,6 +134,7 @@ class Intake:
                 arrays[port.name] = _spread(arrays[port.name], len(port.shape), samples)
             self._check_shape(port, arrays, samples if port.name in split else None)
             _check_finite(port, arrays[port.name], port.name in split)
+        self._check_one_hot(arrays)
         self._check_target(arrays)
         built = self._makers(made, arrays)
         if samples is None:
@@ -244,6 +249,15 @@ class Intake:
         if not fits or 0 in shape:
             hint = f": one row per sample of {self.given[0]!r}" if shape[1:] == tuple(wanted[1:]) else ""
             raise DataError(f"input {port.name!r} has shape {list(shape)}, expected {shown(wanted)}{hint}")
+
+    def _check_one_hot(self, arrays: Mapping[str, Array]) -> None:
+        """One-hot data where the numbers mean something for no other; only 0 for an unknown letter."""
+        why = "hypothetical contributions" if "hypothetical" in self._about["emit"] else "normalised weights"
+        for name, axis in self.one_hot.items():
+            try:
+                check_one_hot(arrays[name], axis, batched=self.batch is not None)
+            except DataError as error:
+                raise DataError(f"input {name!r} must be one-hot for {why}: {error}") from error
 
     def _check_target(self, arrays: Mapping[str, Array]) -> None:
         """Indices inside the explained tensor, where its shape is known."""

@@ -29,8 +29,22 @@ def description(model: onnx.ModelProto) -> dict[str, Any] | None:
     return dict(about)
 
 
+def conserves(about: Mapping[str, Any]) -> bool:
+    """Whether contributions are meant to add up to t(x) - t(r): by every rule but the gradient family's."""
+    return bool(about.get("conserves", True))
+
+
+def must_be_one_hot(about: Mapping[str, Any]) -> dict[str, int]:
+    """Attributed tensor -> channel axis, where the numbers mean something for one-hot data only.
+
+    These are hypothetical contributions and normalised weights; a reference by name looks at its data itself.
+    """
+    needed = "hypothetical" in about["emit"] or about.get("normalize_one_hot", False)
+    return dict(about.get("one_hot") or {}) if needed else {}
+
+
 def explains(about: Mapping[str, Any]) -> str:
-    """One line that says what an explainer with this metadata explains."""
+    """One line that says what an explainer with this metadata explains, and how."""
     target, over = about["target"], about.get("stepped_over")
     if isinstance(target, list):
         neuron = f"neuron {target[0] if len(target) == 1 else target} of "
@@ -50,4 +64,15 @@ def explains(about: Mapping[str, Any]) -> str:
         "grouped": "several references per sample",
         "baked": "stored references",
     }.get(about["reference"], about["reference"])
-    return f"explains {neuron}{about['output']!r}{behind} by {inputs} against {reference}, rule {about.get('rule')}"
+    what = f"explains {neuron}{about['output']!r}{behind} by {inputs} against {reference}"
+    caveat = "" if conserves(about) else " (which does not conserve: contributions are not expected to add up)"
+    return f"{what}, rule {about.get('rule')}{caveat}{_planned(about.get('plan'))}"
+
+
+def _planned(plan: str | list[str] | None) -> str:
+    """The plan that was given: by its name, or how many choices it has."""
+    if plan is None:
+        return ""
+    if isinstance(plan, str):
+        return f", plan {plan}"
+    return f", a plan of {len(plan)} choice{'s' * (len(plan) != 1)}"

@@ -31,6 +31,8 @@ def one_hot_axes(graph: Graph, sources: Sequence[str], spec: OneHot, *, needed: 
                 f"{', '.join(shown(shape or ()) for shape in shapes.values())}: name it with `one_hot`"
             )
         return found
+    if needed and isinstance(spec, Mapping) and not spec:
+        raise OptionError("`one_hot` names no input, and hypothetical contributions are asked for: name one, or leave it out")
     named = dict(spec) if isinstance(spec, Mapping) else dict.fromkeys(sources, spec)
     for name, axis in named.items():
         if name not in shapes:
@@ -38,7 +40,7 @@ def one_hot_axes(graph: Graph, sources: Sequence[str], spec: OneHot, *, needed: 
         rank = len(shapes[name] or ())
         if not -rank <= axis < rank:
             raise OptionError(f"`one_hot` names axis {axis} of {name!r}, which has {rank} axes")
-        named[name] = axis % rank
+        named[name] = int(axis) % rank
     return named
 
 
@@ -54,3 +56,14 @@ def hypothetical(m: Tensor, r: Tensor, axis: int) -> Tensor:
 def centred(m: Tensor, axis: int) -> Tensor:
     """The multipliers that normalised weights W - mean W give: m - mean m along the axis (LIFTPAD eq. 20)."""
     return m - reduce_mean(m, [axis])
+
+
+def off_constraint(m: Tensor, x: Tensor, axis: int) -> Tensor:
+    """What normalised weights leave out where x does not sum to 1 (an unknown base): mean m (sum x - 1), evenly.
+
+    The difference x - r along all letters alike is mean m times sum (x - r); on the constraint it is 0.
+    """
+    assert x.shape is not None
+    letters = x.shape[axis]
+    assert isinstance(letters, int)
+    return reduce_mean(m, [axis]) * ((reduce_sum(x, [axis]) - 1) * (1 / letters))

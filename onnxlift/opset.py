@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -283,7 +284,7 @@ def _per_channel(graph: GraphProto, output: str) -> None:
     groups = integer_attribute(node, "num_groups", 1)
     mended: list[NodeProto] = []
 
-    def add(op: str, inputs: Sequence[str], **attributes: int) -> str:
+    def add(op: str, inputs: Sequence[str], **attributes: Any) -> str:
         made = name(f"{output}/{op}")
         mended.append(helper.make_node(op, inputs, [made], made, **attributes))
         return made

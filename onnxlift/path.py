@@ -26,8 +26,8 @@ def along_the_path(
     """
     emitter, crossed = value.emitter, value.runs.crossed
     sources = [value(name) for name in flow.sources]
-    leads = {(source.shape or (None,))[0] for source in sources}
-    if batch is None or not isinstance(batch.dim, str) or not leads <= {batch.dim, PAIRS}:
+    leads = {(emitter.tensor(name).shape or (None,))[0] for name in flow.sources}
+    if batch is None or not isinstance(batch.dim, str) or leads != {batch.dim}:
         raise OptionError(
             "integrated gradients run the model at several points for every sample, and need a batch axis of unknown "
             "size in front of every input, of the explained tensor and of what is attributed to: export the model with "

@@ -54,7 +54,8 @@ class Plan:
     Attributes:
         choices: a choice whose rule does not exist for a matching node is passed over, unless it names that operator
             or that node exactly.
-        instead: rule name -> the variant to use in its place wherever an operator has that variant.
+        instead: rule name -> the variant to use in its place wherever an operator has that variant; not in the
+            gradient family, where multipliers are derivatives.
         normalize_softmax: subtract the mean over the classes from the target's weights where a Softmax is stepped over
             (LIFTPAD eq. 19).
         normalize_one_hot: the normalised weights of one-hot inputs (LIFTPAD eq. 20), for the inputs named by `one_hot`.
@@ -74,6 +75,9 @@ class Plan:
         normalize_one_hot: bool = False,
     ) -> None:
         object.__setattr__(self, "choices", tuple(choices))
+        for choice in self.choices:
+            if not isinstance(choice, Choice):
+                raise OptionError(f"a plan consists of onnxlift.Choice, not {choice!r}")
         object.__setattr__(self, "instead", MappingProxyType(dict(instead)))
         object.__setattr__(self, "normalize_softmax", normalize_softmax)
         object.__setattr__(self, "normalize_one_hot", normalize_one_hot)
@@ -134,20 +138,26 @@ PROFILES: Mapping[str, Plan] = {
 }
 """How other packages compute, by name, for `rewrite(plan=...)`: docs/profiles.md."""
 
+MOST_STEPS = 10_000
+"""So many intervals integrated gradients may have."""
+_MOST_CHARACTERS, _LONGEST_LINE = 1 << 20, 1000
+"""Of a plan file: nobody writes more, and a parser takes long over them."""
+
 PlanSpec = Plan | str | os.PathLike[str]
 
 
 def preset(rule: str) -> Preset:
     """The preset of a rule name; `integrated-gradients:20` has 20 intervals."""
-    name, _, suffix = rule.partition(":")
+    name, _, suffix = str(rule).partition(":")
     if name not in RULES:
         raise OptionError(f"unknown rule {rule!r}: one of {listed(sorted(RULES))}")
     found = RULES[name]
     if not suffix and name == rule:
         return found
-    if found.at != "path" or not suffix.isdecimal() or not 1 <= int(suffix) <= 10_000:
+    number = suffix.isascii() and suffix.isdecimal() and len(suffix) <= len(str(MOST_STEPS))
+    if found.at != "path" or not number or not 1 <= int(suffix) <= MOST_STEPS:
         raise OptionError(
-            f"rule {rule!r}: only integrated-gradients takes a number, of 1 to 10000 intervals, as in ':20'"
+            f"rule {rule!r}: only integrated-gradients takes a number, 1 to {MOST_STEPS} intervals, as in ':20'"
         )
     return replace(found, steps=int(suffix))
 
@@ -162,7 +172,11 @@ def as_plan(spec: PlanSpec | None) -> Plan:
         return PROFILES[spec]
     path = Path(spec)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MOST_CHARACTERS + 1)
+        if len(text) > _MOST_CHARACTERS or any(len(line) > _LONGEST_LINE for line in text.splitlines()):
+            raise ValueError(f"it has over {_MOST_CHARACTERS} characters, or over {_LONGEST_LINE} in a line")
+        content = tomllib.loads(text)
     except FileNotFoundError as error:
         raise OptionError(f"plan {os.fspath(spec)!r} is neither a file nor a profile ({listed(PROFILES)})") from error
     except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
@@ -203,9 +217,10 @@ class Chooser:
         self.preset = preset
         self.normalize_softmax = plan.normalize_softmax or preset.plan.normalize_softmax
         self.normalize_one_hot = plan.normalize_one_hot or preset.plan.normalize_one_hot
-        self._instead = {**preset.plan.instead, **plan.instead}
+        self._instead = plan.instead if preset.conserves else {}
         self._producers = {name: node for node in graph.nodes for name in names(node.outputs)}
         self._chosen: dict[str, registry.Rule | None] = {}
+        self._fed_by: dict[str, str] = {}
         _check_known(plan)
 
     def rule(self, node: Node) -> registry.Rule | None:
@@ -221,6 +236,11 @@ class Chooser:
         for choice in (*self.plan.choices, *self.preset.plan.choices):
             if self._matches(choice, node):
                 found = registry.find(node.op, domain, choice.rule)
+                if found is not None and found.op == registry.ANY and not self.preset.conserves:
+                    raise OptionError(
+                        f"the plan asks for {choice.rule!r} for {node.op} (node {node.name!r}), where it is a last "
+                        "resort and no derivative, which the gradient family needs"
+                    )
                 if found is not None:
                     return found
                 if node.op == choice.op or node.name == choice.name:
@@ -241,15 +261,21 @@ class Chooser:
 
     def fed_by(self, node: Node) -> str:
         """The operator that feeds a node's first input, behind biases, scales and reshapes; empty for an input."""
-        while True:
-            varying = [handle for handle in node.inputs if handle.name and not self.graph.is_constant(handle)]
-            producer = self._producers.get(varying[0].name) if varying else None
-            if producer is None:
-                return ""
-            others = [handle for handle in producer.inputs if handle.name and not self.graph.is_constant(handle)]
-            if producer.op not in LOOKED_THROUGH or len(others) > 1:
-                return str(producer.op)
-            node = producer
+        passed = []
+        while node.name not in self._fed_by:
+            passed.append(node.name)
+            varying = self._varying(node)
+            producer = self._producers.get(varying[0]) if varying else None
+            if producer is None or producer.op not in LOOKED_THROUGH or len(self._varying(producer)) > 1:
+                self._fed_by[node.name] = str(producer.op) if producer else ""
+            else:
+                node = producer
+        self._fed_by.update(dict.fromkeys(passed, self._fed_by[node.name]))
+        return self._fed_by[node.name]
+
+    def _varying(self, node: Node) -> list[str]:
+        """The inputs that are not constants."""
+        return [handle.name for handle in node.inputs if handle.name and not self.graph.is_constant(handle)]
 
     def check(self, flow: Flow) -> None:
         """Refuse a plan with a choice that names nodes where there are none, or none that it can mean."""
@@ -260,6 +286,11 @@ class Chooser:
             if not matched:
                 raise OptionError(
                     f"the plan's choice ({choice}) matches no node between {listed(flow.sources)} and {flow.target!r}"
+                )
+            if not any(registry.find(node.op, node.domain or "", choice.rule) for node in matched):
+                ops = sorted({node.op for node in matched})
+                raise OptionError(
+                    f"the plan's choice ({choice}) matches only nodes of {listed(ops)}, which lack that rule"
                 )
             chosen = [(node, rule) for node in matched if (rule := self.rule(node)) and rule.name == choice.rule]
             whole = {node.name: self._whole(flow, node) for node, rule in chosen if rule.signed}

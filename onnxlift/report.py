@@ -19,7 +19,7 @@ from rich.text import Text
 
 from onnxlift.explanation import Explanation
 from onnxlift.flow import names
-from onnxlift.metadata import explains
+from onnxlift.metadata import conserves, explains
 from onnxlift.rewrite import Inspection
 from onnxlift.runtime import Explainer
 from onnxlift.verify import Verification
@@ -78,6 +78,7 @@ def print_rewriting(source: str, destination: str, facts: Mapping[str, Any], ver
         "rules": ", ".join(
             f"{op} {_counted(rule.values()) if isinstance(rule, dict) else rule}" for op, rule in facts["rules"].items()
         ),
+        **_noted(facts.get("notes", ())),
         "nodes": f"{facts['nodes']['model']} -> {facts['nodes']['explainer']}",
         "size": f"{_bytes(os.path.getsize(source))} -> {_bytes(os.path.getsize(destination))}",
     }
@@ -94,14 +95,16 @@ def print_rewriting(source: str, destination: str, facts: Mapping[str, Any], ver
 
 
 def explaining(explainer: Explainer, explanation: Explanation, path: Path, complaint: str | None) -> dict[str, Any]:
-    """What `explain` did, for JSON."""
+    """What `explain` did, for JSON. `complete` is null where the rule does not conserve."""
+    adds_up = conserves(explainer.description)
     return {
         "explains": explains(explainer.description),
         "provider": explainer.provider_line,
         "samples": explanation.gap.size,
         "largest_relative_gap": np.max(explanation.relative_gap),
         "largest_gap": np.max(np.abs(explanation.gap)),
-        "complete": complaint is None,
+        "conserves": adds_up,
+        "complete": complaint is None if adds_up else None,
         "complaint": complaint,
         "arrays": {name: f"{array.dtype} {list(array.shape)}" for name, array in explanation.arrays().items()},
         "summary": str(explanation),
@@ -146,6 +149,8 @@ def inspection(found: Inspection) -> dict[str, Any]:
         "stepped_over": found.stepped_over,
         "nodes": nodes,
         "stops": stops,
+        "reveal_cancel": [name for name, rule in found.rules.items() if rule and rule.signed],
+        "notes": found.notes,
         "totals": {
             "nodes": len(found.graph.nodes),
             "on_path": len(nodes),
@@ -180,6 +185,8 @@ def print_inspection(path: str, facts: Mapping[str, Any], *, quiet: bool, verbos
         "by": ", ".join(map(repr, facts["inputs"])),
         "nodes": f"{totals['nodes']}; on the path {totals['on_path']}, importance stops at {totals['stops']}",
         "rules": _counted(entry["rule"] for entry in facts["nodes"] if not entry["problem"]) or "none",
+        **({"RevealCancel": ", ".join(facts["reveal_cancel"])} if facts["reveal_cancel"] else {}),
+        **_noted(facts["notes"]),
         "verdict": verdict,
     }
     print_fields(path, fields)
@@ -256,6 +263,11 @@ def _table(*columns: str, title: str | None = None, numbers: bool = False) -> Ta
     for column in columns:
         table.add_column(column, justify="right" if numbers else "left", overflow="fold")
     return table
+
+
+def _noted(notes: Sequence[str]) -> dict[str, str]:
+    """The field of notes, a line for each, where there are any."""
+    return {"notes": "\n".join(notes)} if notes else {}
 
 
 def _operator(node: Any) -> str:

@@ -25,7 +25,7 @@ from onnxlift.graph import Graph
 from onnxlift.model import normal_form
 from onnxlift.one_hot import OneHot, one_hot_axes
 from onnxlift.path import along_the_path, mean_over_steps
-from onnxlift.plan import Chooser, PlanSpec, as_plan, preset
+from onnxlift.plan import Chooser, Plan, PlanSpec, as_plan, preset
 from onnxlift.reference import Filled, ReferenceSpec, Runs, are_several, given_inputs, run_twice
 from onnxlift.site import Pairing
 from onnxlift.spec import parse
@@ -183,7 +183,7 @@ class Inspection:
 
 def inspect(model: Model, **options: object) -> Inspection:
     """Plan the rewriting of a model and report it. Takes the arguments of `rewrite`; never raises a RuleError."""
-    rewriter = _Rewriter(normal_form(load(model)), Options(**options))  # type: ignore[arg-type]
+    rewriter = _rewriter(load(model), Options(**options))  # type: ignore[arg-type]
     problems = rewriter.flow.problems
     if not problems:
         try:
@@ -251,6 +251,8 @@ class _Rewriter:
         self.one_hot = one_hot_axes(self.graph, self.sources, options.one_hot, needed="hypothetical" in options.emit)
         self.given = given_inputs(self.graph, self.sources)
         self.batch = find_batch(self.graph, self.flow, self.given)
+        if self.batch is not None and 0 in self.one_hot.values():
+            raise OptionError("`one_hot` names axis 0, which counts samples: the channels are on one behind it")
         self.reference, self.builder = self._reference()
 
     @property
@@ -278,7 +280,7 @@ class _Rewriter:
         options, chooser, batched = self.options, self.chooser, self.batch is not None
         emitter, flow, preset = self.emitter, self.flow, self.preset
         wanted = [self.output, *(self._replayable() if "reference_outputs" in options.emit else ())]
-        constrained = self.one_hot if chooser.normalize_one_hot else {}
+        constrained = self.one_hot if self.normalizes else {}
         runs = run_twice(emitter, flow, self.given, self.batch, self.reference, wanted, constrained)
         value = Values(emitter, flow, runs)
         weights = self._seed()
@@ -303,9 +305,14 @@ class _Rewriter:
             preset,
             lift,
             self.one_hot,
-            normalized=chooser.normalize_one_hot,
+            normalized=self.normalizes,
             batched=batched,
         )
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether one-hot inputs get normalised weights: their axis is named then, not found for something else."""
+        return self.chooser.normalize_one_hot and self.options.one_hot is not None
 
     def _seed(self) -> Tensor:
         """The multiplier of the explained tensor, with the batch of the model."""
@@ -420,9 +427,11 @@ class _Rewriter:
             "builder": self.builder,
             "reference_rows": self._baked_rows(),
             "rule": options.rule,
+            "plan": self._plan_name(),
             "conserves": self.preset.conserves,
             "rows_per_pair": self.preset.steps,
             "one_hot": self.one_hot,
+            "normalize_one_hot": self.chooser.normalize_one_hot,
             "inputs": self.sources,
             "references": self.given,
             "outputs": self.originals,
@@ -430,7 +439,15 @@ class _Rewriter:
             "emit": list(options.emit),
             "batched": self.batch is not None,
             "rules": self._chosen_rules(),
+            "notes": self.chooser.notes(self.flow),
         }
+
+    def _plan_name(self) -> str | list[str] | None:
+        """The profile, the plan file's name, or the choices of a Plan in words; None where no plan was given."""
+        spec = self.options.plan
+        if isinstance(spec, Plan):
+            return [str(choice) for choice in spec.choices]
+        return None if spec is None else Path(spec).stem
 
     def _reference_kind(self) -> str:
         """How the graph takes the reference; in the words of the options where it does not."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,8 +21,9 @@ from onnxlift.explainer import GAP, TARGET_OUTPUT, TARGET_REFERENCE
 from onnxlift.explanation import Explanation
 from onnxlift.feed import Data, Feed, Intake
 from onnxlift.files import load
-from onnxlift.metadata import description, explains
-from onnxlift.plan import Plan
+from onnxlift.metadata import conserves, description, explains
+from onnxlift.one_hot import OneHot
+from onnxlift.plan import PlanSpec
 from onnxlift.reference import PAIRS, ReferenceSpec
 from onnxlift.rewrite import Model, rewrite
 from onnxlift.session import CUDA, Provider, essential, open_session, runtime
@@ -45,10 +47,11 @@ class RewriteOptions(TypedDict, total=False):
     target: TargetSpec
     reference: ReferenceSpec
     rule: str
-    plan: Plan | None
+    plan: PlanSpec | None
     pre_activation: bool
     expose: Sequence[str]
     emit: Sequence[str]
+    one_hot: OneHot
 
 
 class Explainer:
@@ -57,8 +60,8 @@ class Explainer:
     Args:
         model_or_explainer: path or ModelProto of either.
         providers: of ONNX Runtime, in order; default: CUDA without TF32 where it can run, then the CPU.
-        batch_size: how many samples run at once; default: 8 to 1024 by their size, fewer with several references.
-            A model with a fixed batch axis runs that many, and a last chunk is filled up.
+        batch_size: how many samples run at once; default: 8 to 1024 by their size, fewer with several references
+            or integrated gradients. A model with a fixed batch axis runs that many, and a last chunk is filled up.
         tolerance: of the completeness gap relative to |t(x) - t(r)|, above which a CompletenessWarning is given.
         progress: show a bar on stderr; default: where stderr is a terminal and there is more than one chunk.
         seed: of the references that are made of the samples by name ("shuffle:K", "dinuc-shuffle:K").
@@ -128,7 +131,7 @@ class Explainer:
             run on it.
 
         Warns:
-            CompletenessWarning: the contributions of some samples do not add up.
+            CompletenessWarning: the contributions of some samples do not add up, although the rule conserves.
         """
         feed = self.intake.feed(data, reference, target, target_weights)
         explanation = self._explanation(self._run(feed), feed)
@@ -148,6 +151,8 @@ class Explainer:
 
     def allowed_gap(self, explanation: Explanation) -> Array:
         """The |gap| up to which a sample counts as complete, `[N]`: the tolerance, and what rounding may cost."""
+        if math.isinf(self.tolerance):  # times a difference of 0 it would be NaN
+            return np.full_like(explanation.difference, np.inf)
         return np.asarray(self._least_tolerance * np.abs(explanation.difference) + self.rounding(explanation))
 
     @property
@@ -156,7 +161,12 @@ class Explainer:
         return max(self.tolerance, _ROUNDING * self.eps)
 
     def complaint(self, explanation: Explanation) -> str | None:
-        """What is wrong with the completeness of an explanation, naming the worst samples; None if nothing is."""
+        """What is wrong with the completeness of an explanation, naming the worst samples.
+
+        None if nothing is, and for the gradient family, whose contributions are not expected to add up.
+        """
+        if not conserves(self.description):
+            return None
         gap, difference = (np.atleast_1d(array) for array in (np.abs(explanation.gap), explanation.difference))
         bad = np.flatnonzero(~(gap <= np.atleast_1d(self.allowed_gap(explanation))))  # NaN is bad
         if not bad.size:
@@ -236,7 +246,8 @@ class Explainer:
             if value is not None:
                 grouped = self._outputs[f"{name}_reference"] == PAIRS
                 references[name] = value.reshape(feed.samples or 1, -1, *value.shape[1:]) if grouped else value
-        kinds = ("", "/contributions", "/multiplier")
+        kinds = ("", "/contributions", "/multiplier", "/multiplier/plus", "/multiplier/minus")
+        exposed = [name + kind for name in about["expose"] for kind in kinds]
         return Explanation(
             contributions=_named(results, about["inputs"], "_contributions"),
             outputs=_named(results, about["outputs"]),
@@ -245,7 +256,8 @@ class Explainer:
             gap=results[GAP],
             reference_outputs=references,
             multipliers=_named(results, about["inputs"], "_multipliers"),
-            exposed={name + kind: results[name + kind] for name in about["expose"] for kind in kinds},
+            hypothetical=_named(results, about["inputs"], "_hypothetical"),
+            exposed=_named(results, exposed),
         )
 
     def _check_target(self, explanation: Explanation, feed: Feed) -> None:
@@ -272,7 +284,8 @@ class Explainer:
             return self.batch_size or 1
         elements = feed.arrays[self.description["references"][0]].size // feed.samples
         low, high = _CHUNK_ROWS
-        return max(1, min(max(_CHUNK_ELEMENTS // elements, low), high) // feed.references)
+        rows = feed.references * int(self.description.get("rows_per_pair", 1))
+        return max(1, min(max(_CHUNK_ELEMENTS // elements, low), high) // rows)
 
     def _on_device(self, array: Array) -> Any:
         """An array on the device of the first provider."""
@@ -300,7 +313,9 @@ def _explainer(model: Model, options: RewriteOptions) -> tuple[onnx.ModelProto, 
     path = None if isinstance(model, onnx.ModelProto) else Path(model)
     proto = load(model, weights=path is None)
     if description(proto) is None:
-        emit = (*options.get("emit", ("contributions",)), "reference_outputs")
+        emit = options.get("emit", ("contributions",))
+        if "target" not in {output.name for output in proto.graph.output}:  # target_reference is t(r)
+            emit = (*emit, "reference_outputs")
         options = {**options, "emit": tuple(dict.fromkeys(emit))}
         proto = rewrite(model, **options)
     elif options:

@@ -48,9 +48,12 @@ def shuffles(method: Method, x: Array, k: int, axis: int, seed: int) -> Array:
     return out.reshape(len(x), k, *x.shape[1:])
 
 
-def check_one_hot(x: Array, axis: int) -> None:
-    """Raises DataError naming the first sample and position of `x` that is neither one-hot along `axis` nor all 0."""
-    columns = _columns(x, axis)
+def check_one_hot(x: Array, axis: int, *, batched: bool = True) -> None:
+    """Raises DataError naming the first sample and position of `x` that is neither one-hot along `axis` nor all 0.
+
+    The other axes count positions. Without a batch axis, `x` is one sample and `axis` is counted in it.
+    """
+    columns = _by_position(x, axis) if batched else _by_position(x[None], axis + 1)
     step = max(1, _CHUNK // max(1, columns.shape[1]))
     for start in range(0, len(columns), step):
         _letters(columns, start, start + step, axis)
@@ -175,7 +178,13 @@ def _columns(x: Array, axis: int) -> Array:
             f"samples of shape {list(x.shape[1:])} with channels on axis {axis} are no sequences: one further axis "
             "counts the positions, and others must have extent 1"
         )
-    return np.moveaxis(x, axis, -1).reshape(len(x), math.prod(places), x.shape[axis])
+    return _by_position(x, axis)
+
+
+def _by_position(x: Array, axis: int) -> Array:
+    """`x` as `[N, positions, channels]`, a view where it can be one."""
+    columns = np.moveaxis(x, axis, -1)
+    return columns.reshape(len(x), math.prod(columns.shape[1:-1]), x.shape[axis])
 
 
 def _letters(columns: Array, start: int, stop: int, axis: int) -> Array:

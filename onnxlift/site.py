@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxlift.errors import Unsupported
 from onnxlift.functions import absolute, concat, expand, reduce_sum, reshape, shape_of, slice_axis
-from onnxlift.graph import Shape
+from onnxlift.graph import Dim, Shape
 from onnxlift.signed import Parts, by_sign
 from onnxlift.tensor import Array, Emitter, Tensor
 
@@ -157,7 +157,7 @@ class Site:
     in the output's shape (None: the output does not reach the target). `roots`: the float tensors that the node's
     data-dependent conditions are elementwise functions of. `half`: (m+ - m-)/2 of the first output, for rules that
     treat the two apart; `absolute`: `multipliers` are such halves, which pass the absolute values of all weights.
-    `batched`: the model has a batch axis, in front.
+    `batched`: the model has a batch axis, in front; `samples`: its extent or symbol in the backward walk, if known.
     """
 
     def __init__(
@@ -172,6 +172,7 @@ class Site:
         roots: Sequence[Value] = (),
         *,
         batched: bool = False,
+        samples: Dim = None,
         half: Tensor | None = None,
         absolute: bool = False,
     ) -> None:
@@ -184,6 +185,7 @@ class Site:
         self.multipliers = multipliers
         self.roots = roots
         self.batched = batched
+        self.samples = samples
         self.half = half
         self.absolute = absolute
 

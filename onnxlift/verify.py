@@ -17,7 +17,7 @@ from onnxlift.errors import OptionError
 from onnxlift.explanation import Explanation
 from onnxlift.feed import Data, Intake, Port
 from onnxlift.files import load
-from onnxlift.metadata import description, explains
+from onnxlift.metadata import conserves, description, explains
 from onnxlift.model import normal_form
 from onnxlift.reference import REFERENCES
 from onnxlift.rewrite import Model, Options, rewrite, rewrite_with_residuals
@@ -77,7 +77,8 @@ def verify(
     Args:
         model: path or ModelProto of either.
         data: what to check on, as for `Explainer`; its first `samples` samples are used. References that are missing
-            are other samples. Default: seeded random data (standard normal; integers 0 and 1, masks of ones).
+            are other samples. Default: seeded random data (standard normal; one-hot where it must be; integers 0 and
+            1, masks of ones).
         original: the model that an explainer was made of; without it, outputs cannot be compared.
         dims: sizes of symbolic dimensions of random data; default: 4 samples, 2 references, 32 for others.
         tolerance: of the completeness gap relative to |t(x) - t(r)|.
@@ -182,6 +183,10 @@ def _random(rng: np.random.Generator, port: Port, sizes: Mapping[str, int], inta
         limits = [dim if isinstance(dim, int) else 1 for dim in intake.neurons]
         index = rng.integers(0, limits, size=(*shape[: int(port.split)], len(limits)))
         return np.asarray(index.reshape(shape))
+    if port.of in intake.one_hot:
+        axis = intake.one_hot[port.of] + len(shape) - len(intake.ports[port.of].shape)  # [N, K, ...] has one more
+        letters = rng.integers(0, shape[axis], size=shape[:axis] + shape[axis + 1 :])
+        return np.moveaxis(np.eye(shape[axis], dtype=port.dtype)[letters], -1, axis)
     if port.dtype.kind == "f":
         return rng.standard_normal(shape).astype(port.dtype)
     if "mask" in port.name.lower():
@@ -214,6 +219,9 @@ def _completeness(explainer: Explainer, explanation: Explanation) -> Check:
     difference = np.abs(explanation.difference)
     complaint = explainer.complaint(explanation)
     figure = float(np.max(explanation.relative_gap))
+    if not conserves(explainer.description):
+        rule = explainer.description["rule"]
+        return Check("completeness", None, f"not applicable: rule {rule!r} does not conserve", figure)
     if complaint:
         return Check("completeness", False, complaint.split("; run")[0], figure)
     if np.all(difference <= explainer.rounding(explanation)):
@@ -227,10 +235,10 @@ def _batches(explainer: Explainer, named: Mapping[str, Array], together: Explana
     if not isinstance(explainer.intake.batch, str) or together.gap.size < 2:
         return Check("batches", None, "not compared: there is one sample, or no batch axis of free size")
     explainer.batch_size = 1
-    alone = _explain(explainer, named).contributions
+    alone = _scores(_explain(explainer, named))
     explainer.batch_size = None
     figure = 0.0
-    for name, array in together.contributions.items():
+    for name, array in _scores(together).items():
         other = alone[name]
         differs = ~((array == other) | (np.isnan(array) & np.isnan(other)))
         if np.isfinite(array[differs]).all() and np.isfinite(other[differs]).all():
@@ -241,6 +249,16 @@ def _batches(explainer: Explainer, named: Mapping[str, Array], together: Explana
     allowed = max(BATCH_TOLERANCE, 64 * explainer.eps)
     detail = f"{together.gap.size} samples at once against one by one: largest relative difference {figure:.2g}"
     return Check("batches", figure <= allowed, detail, figure)
+
+
+def _scores(explanation: Explanation) -> dict[tuple[str, str], Array]:
+    """All that is said of the inputs."""
+    kinds = {
+        "contributions": explanation.contributions,
+        "multipliers": explanation.multipliers,
+        "hypothetical": explanation.hypothetical,
+    }
+    return {(kind, name): array for kind, arrays in kinds.items() for name, array in arrays.items()}
 
 
 def _residuals(

@@ -12,7 +12,7 @@ from functools import reduce
 from onnxlift import registry
 from onnxlift.errors import Unsupported
 from onnxlift.flow import Flow, Problem, Step, names
-from onnxlift.functions import cast, where, widen
+from onnxlift.functions import cast, logical_and, where, widen
 from onnxlift.plan import Chooser
 from onnxlift.reference import Runs
 from onnxlift.signed import Multiplier
@@ -146,6 +146,7 @@ class Walk:
             multipliers,
             [self.value(name) for name in step.roots],
             batched=self.batched,
+            samples=(self.value(self.flow.target).shape or (None,))[0],
             half=half,
             absolute=absolute,
         )
@@ -237,13 +238,18 @@ def _is_elementwise(rule: registry.Rule) -> bool:
 
 def _apply(rule: registry.Rule, site: Site, *, guarded: bool) -> Iterable[Edge]:
     """What a rule gives the active inputs and roots of a node, in their shapes."""
+    arrives_nothing = None
+    if guarded:
+        arrives_nothing = site.m.equals(0)
+        if site.half is not None:
+            arrives_nothing = logical_and(arrives_nothing, site.half.equals(0))
     for value, given in zip((*site.inputs, *site.roots), rule.multipliers(site), strict=False):
         if value is None or given is None or not value.active:
             continue
         m = given if isinstance(given, Multiplier) else Multiplier(given)
 
         def fit(m: Tensor, value: Value = value) -> Tensor:
-            m = where(site.m.equals(0), 0.0, m) if guarded else m
+            m = where(arrives_nothing, 0.0, m) if arrives_nothing else m
             m = unbroadcast(m, site.y.shape, value) if rule.broadcasts else m
             m.shape = m.shape or value.shape
             return m

@@ -75,7 +75,8 @@ for peer in PEERS:
 def register_maxima(name: str, unchanged: float, *, gradient: bool) -> None:
     """Rule `<name>-max`: where |dx| <= `unchanged`, the maximum of x gets m_y (`gradient`), or every place gets 0.
 
-    Such a place carries no contribution, but its multiplier goes on to what it was computed from.
+    Such a place carries no contribution, but its multiplier goes on to what it was computed from. It may have signed
+    parts, which cancel; the output counts as one cause here, so that these are not asked for.
     """
     for op in ("MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin", "Max", "Min"):
         first, argmax = (registry.find(op, name=variant) for variant in ("cross-max-first", "argmax"))
@@ -95,7 +96,7 @@ def register_maxima(name: str, unchanged: float, *, gradient: bool) -> None:
 
         at = "m_i = m_y" if gradient else "0"
         multipliers.__doc__ = f"As cross-max-first; {at} at a place with |dx| <= {unchanged:g} ({name})."
-        rule(f"{name}-max", op, default=False, broadcasts=first.broadcasts, parts=first.parts)(multipliers)
+        rule(f"{name}-max", op, default=False, broadcasts=first.broadcasts)(multipliers)
 
 
 register_maxima("captum", 1e-10, gradient=True)

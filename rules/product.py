@@ -45,6 +45,9 @@ def multiply(site: Site) -> list[Tensor | None]:
 @rule("midpoint", "Div", broadcasts=True, parts=_scaled_operands)
 def divide(site: Site) -> list[Tensor | None]:
     """m_a = (1/b + 1/b0)/2 m_y, m_b = -(a + a0) / (2 b b0) m_y."""
+    b = site.input(1)
+    if not b.active:
+        return [site.m / site.weight(b.x), None]
     return [None if weight is None else site.m * site.weight(weight) for weight in _weights(site)]
 
 

@@ -14,8 +14,11 @@ from onnxlift.rules.product import multiply
 from onnxlift.site import Site, Value
 from onnxlift.tensor import Tensor
 
-CANCELS = 1e-3
-"""Differences cancel where |sum dx'| is below so much of sum |dx'|."""
+CANCELS = 1e-2
+"""Differences cancel where |sum dx'| is below so much of sum |dx'|: rounding errors grow by its inverse."""
+
+RECURRENT = ("LSTM", "GRU", "RNN")
+"""Operators whose second axis counts the samples."""
 
 
 @rule("proportional", "Mul", default=False, broadcasts=True)
@@ -34,6 +37,8 @@ def product(site: Site) -> list[Tensor | None]:
 @rule("proportional", ANY, default=False)
 def last_resort(site: Site) -> list[Tensor | None]:
     """m = sum(m_y dy) / sum(dx') per sample; where the dx' cancel, m = sum(m_y dy) dx / sum(dx'^2) (LIFTPAD eq. 15)."""
+    if site.op in RECURRENT and site.batched:
+        site.refuse("its first axis counts steps of time, not samples, which it has to sum over")
     active = [value for value in site.inputs if value is not None and value.active]
     arrived = [
         per_sample(site, value, m * value.d)
@@ -60,7 +65,7 @@ def last_resort(site: Site) -> list[Tensor | None]:
 
 def per_sample(site: Site, value: Value, t: Tensor) -> Tensor:
     """The sum over a sample, [N]; over everything where the model has no batch axis."""
-    if site.batched and (value.shape or (None,))[0] != (site.y.shape or ("",))[0]:
+    if site.batched and (site.samples is None or (value.shape or (None,))[0] != site.samples):
         site.refuse(f"it sums over samples, and whether they are the first axis of {value.name!r} cannot be told")
     return reduce_sum(t, range(int(site.batched), value.rank), keepdims=False)
 

@@ -10,11 +10,19 @@ is total: where a side is empty it is the derivative, so that no pseudocount is 
 
 from __future__ import annotations
 
+from math import pi
+
+from onnxlift.functions import absolute, logical_and, sign, where
 from onnxlift.registry import rule
 from onnxlift.rules.elementwise import BROADCASTING, SLOPES, to_argument
 from onnxlift.signed import Multiplier, Parts
 from onnxlift.site import Site
-from onnxlift.tensor import Tensor
+from onnxlift.tensor import Tensor, limits, unary
+
+PARTIAL = frozenset("Log Sqrt Reciprocal Pow Asin Acos Acosh Atanh Exp Sinh Cosh Tan".split())
+"""Functions that r + p or r + n may lead astray, although r and x do not: `within_reach`."""
+FAR = 10
+"""How much larger than y, y0, p and n together the values at r + p and r + n may be: so much do errors grow."""
 
 
 def reveal_cancel(site: Site) -> list[Multiplier | None]:
@@ -36,16 +44,49 @@ def parts(site: Site) -> list[Parts]:
 
 
 def slopes(site: Site) -> tuple[Tensor, Tensor]:
-    """dy+/p and dy-/n: S(a, b) being the slope of f between a and b, ½ [S(r + p, r) + S(x, r + n)] and vice versa."""
+    """dy+/p and dy-/n: S(a, b) being the slope of f between a and b, ½ [S(r + p, r) + S(x, r + n)] and vice versa.
+
+    Where one side is empty the other one leads to x itself, not to a rounding beside it. Where r + p or r + n are not
+    `within_reach`, both are dy/dx.
+    """
     x, r = site.argument.x, site.argument.r
     p, n = site.argument.parts
+    up, down = where(n.equals(0), x, r + p), where(p.equals(0), x, r + n)
 
     def between(a: Tensor, b: Tensor) -> Tensor:
         return SLOPES[site.op](site.at(a, b))
 
-    s_plus = between(r + p, r) + between(x, r + n)
-    s_minus = between(r + n, r) + between(x, r + p)
-    return s_plus * 0.5, s_minus * 0.5
+    s_plus = (between(up, r) + between(x, down)) * 0.5
+    s_minus = (between(down, r) + between(x, up)) * 0.5
+    if site.op not in PARTIAL:
+        return s_plus, s_minus
+    finite = absolute(s_plus + s_minus) <= limits(x).largest
+    near = logical_and(finite, within_reach(site, up, down))
+    whole = SLOPES[site.op](site)
+    return where(near, s_plus, whole), where(near, s_minus, whole)
+
+
+def within_reach(site: Site, up: Tensor, down: Tensor) -> Tensor:
+    """Where f has values at r + p and r + n, on the same side of its poles as at r, and none that drowns y and y0."""
+    p, n = site.argument.parts
+    size = absolute(site.at(up, down).y.x) + absolute(site.at(up, down).y.r)
+    near = size <= (absolute(site.y.x) + absolute(site.y.r) + (p - n)) * FAR
+    sides = [_side(site, point) for point in (up, down, site.argument.r)]
+    for side in sides[:2]:
+        if side is not None and sides[2] is not None:
+            near = logical_and(near, side.equals(sides[2]))
+    return near
+
+
+def _side(site: Site, point: Tensor) -> Tensor | None:
+    """A number for each interval between two poles; None for a function without poles."""
+    if site.op == "Reciprocal":
+        return sign(point)
+    if site.op == "Tan":
+        return unary("Round", point * (1 / pi))
+    if site.op == "Pow" and not site.input(1).active:
+        return where(site.input(1).x < 0, sign(point), 0.0)
+    return None
 
 
 for op in SLOPES:

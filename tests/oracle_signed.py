@@ -227,13 +227,13 @@ def scaling(s: Site, parts: Pairs) -> Step:
 def proportional(s: Site, parts: Pairs) -> Step:
     """A product of two that change: m_a = m_b = dy / (da + db) (LIFTPAD eq. 15), that is Rescale of the sum a + b.
 
-    Where da and db cancel to a thousandth of their size, the midpoint rule. A constant factor: the plain linear rule.
+    Where da and db cancel to a hundredth of their size, the midpoint rule. A constant factor: the plain linear rule.
     """
     if any(p is None for p in parts):
         return scaling(s, parts)
     shape = s.y[0].shape
     da, db = (np.broadcast_to(difference(*s.xr(k)), shape) for k in (0, 1))
-    cancels = np.abs(da + db) <= 1e-3 * (np.abs(da) + np.abs(db))
+    cancels = np.abs(da + db) <= 1e-2 * (np.abs(da) + np.abs(db))
     factor = np.where(cancels, 0.0, difference(s.y[0], s.y0[0]) / np.where(cancels, 1.0, da + db))
     (middle,), middle_back = scaling(s, parts)
     a, b = (p for p in parts if p is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,9 @@ from laws import model
 
 import onnxlift
 from onnxlift import cli, verify
+from onnxlift.feed import Feed
+from onnxlift.plan import PROFILES, RULES
+from onnxlift.runtime import RewriteOptions
 
 RNG = np.random.default_rng(11)
 W1 = RNG.standard_normal((6, 8)).astype(np.float32)
@@ -25,6 +29,12 @@ MLP = """g (float[N, 6] x) => (float[N, 3] y) {
     h = MatMul(x, W1) a = Relu(h) s = MatMul(a, W2) y = Softmax<axis=-1>(s)
 }"""
 WITHOUT_RULE = "g (float[N, 6] x) => (float[N, 6] y) { h = Relu(x)\n y = Hardmax<axis=-1>(h) }"
+DNA = """g (float[N, 4, 7] x) => (float[N, 3] y) {
+    c = Conv (x, K) [conv] a = Relu (c) f = Flatten (a) h = MatMul(f, W) [dense] b = Relu(h) [neither] y = Tanh(b)
+}"""
+FILTERS = RNG.standard_normal((2, 4, 3)).astype(np.float32)
+WEIGHTS = RNG.uniform(-0.1, 0.3, (10, 3)).astype(np.float32)
+SEQUENCES = np.swapaxes(np.eye(4)[RNG.integers(0, 4, (5, 7))], 1, 2)
 X = RNG.standard_normal((5, 6)).astype(np.float32)
 R = RNG.standard_normal((5, 6)).astype(np.float32)
 
@@ -37,6 +47,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     onnxlift.rewrite_file("model.onnx", "explainer.onnx", target="argmax")
     np.save("x.npy", X)
     np.savez("data.npz", x=X, x_reference=R)
+    onnx.save(model(DNA, K=FILTERS, W=WEIGHTS), "dna.onnx")
+    np.save("dna.npy", SEQUENCES)
     return tmp_path
 
 
@@ -45,6 +57,11 @@ def call(*arguments: str, status: int = 0) -> Result:
     assert result.exit_code == status, (result.output, result.exception)
     assert isinstance(result.exception, SystemExit | None), result.exception
     return result
+
+
+def flat(text: str) -> str:
+    """Without line breaks, which depend on the width."""
+    return " ".join(text.split())
 
 
 # -------------------------------------------------------------------------------------------- what it does
@@ -57,6 +74,19 @@ def test_help_shows_an_example_of_each_command() -> None:
         text = call(command, "--help").stdout
         assert f"  onnxlift {command} " in text.partition("Example")[2]
     assert call("--version").stdout.startswith("onnxlift ")
+
+
+@pytest.mark.parametrize("command", ["rewrite", "explain", "inspect", "verify"])
+def test_the_options_are_named_as_in_python(command: str) -> None:
+    said = re.sub(r"-\n +", "-", call(command, "--help").stdout)
+    absent = {
+        "inspect": {"target", "reference", "expose", "emit"},
+        "verify": {"expose", "emit"},
+    }.get(command, set())
+    for name in RewriteOptions.__annotations__.keys() - absent:
+        assert f"--{name.replace('_', '-')} " in said
+    for name in (*RULES, *PROFILES, "integrated-gradients:20"):
+        assert name in said
 
 
 def test_rewrite_and_explain(folder: Path) -> None:
@@ -121,6 +151,109 @@ def test_inspect_shows_the_plan(folder: Path) -> None:
     assert [node["op"] for node in facts["nodes"]] == ["MatMul", "Relu", "MatMul"]
     assert facts["nodes"][1]["importance"] == ["h"]
     assert facts["can_be_rewritten"]
+
+
+def test_inspect_shows_what_a_preset_does(folder: Path) -> None:
+    note = "Tanh 'neither' is fed by neither a dense layer nor a convolution and takes rescale"
+    for command in (["inspect", "dna.onnx"], ["rewrite", "dna.onnx", "e.onnx", "--target", "0"]):
+        assert note in flat(call(*command, "--rule", "genomics").stdout)
+        assert json.loads(call(*command, "--rule", "genomics", "--json").stdout)["notes"] == [note]
+        assert "notes" not in call(*command).stdout
+        assert json.loads(call(*command, "--json").stdout)["notes"] == []
+    said = call("inspect", "dna.onnx", "--rule", "reveal-cancel", "-q").stdout
+    assert re.search(r"RevealCancel +conv, dense, neither *\n", said)
+    facts = json.loads(call("inspect", "dna.onnx", "--rule", "genomics", "--plan", "deeplift", "--json").stdout)
+    assert facts["reveal_cancel"] == ["dense"]
+    assert {node["node"]: node["rule"] for node in facts["nodes"]}["dense"] == "deeplift-reveal-cancel"
+    assert "RevealCancel" not in call("inspect", "dna.onnx").stdout
+
+
+def test_inspect_frees_a_fixed_batch_as_rewrite_does(folder: Path) -> None:
+    onnx.save(model(MLP.replace("N", "4"), W1=W1, W2=W2), "fixed.onnx")
+    call("rewrite", "fixed.onnx", "e.onnx", "--rule", "integrated-gradients:3", "--target", "0", "--reference", "zeros")
+    assert "can be rewritten" in call("inspect", "fixed.onnx", "--rule", "integrated-gradients:3").stdout
+
+
+def test_plans_and_profiles(folder: Path) -> None:
+    Path("mine.toml").write_text('[[choice]]\nrule = "reveal-cancel"\nfed_by = "MatMul"\n')
+    command = ("rewrite", "dna.onnx", "e.onnx", "--target", "0", "--reference", "zeros")
+    facts = json.loads(call(*command, "--plan", "mine.toml", "--json").stdout)
+    assert facts["plan"] == "mine"
+    assert facts["rules"]["Relu"] == {"conv": "rescale", "dense": "reveal-cancel"}
+    said = call(*command, "--plan", "captum", "--rule", "genomics").stdout
+    assert "rule genomics, plan captum" in said
+    assert "captum-rescale" in said
+    assert "captum-rescale" in call("inspect", "dna.onnx", "--plan", "captum").stdout
+    call("verify", "dna.onnx", "--plan", "mine.toml")
+    call("explain", "dna.onnx", "dna.npy", "--out", "out.npz", "--plan", "mine.toml", *command[3:])
+    expected = onnxlift.Explainer("dna.onnx", target=0, reference="zeros", plan="mine.toml")(np.load("dna.npy"))
+    with np.load("out.npz") as saved:
+        np.testing.assert_array_equal(saved["x_contributions"], expected.contributions["x"])
+
+
+@pytest.mark.parametrize("rule", [name for name, preset in RULES.items() if not preset.conserves])
+def test_a_rule_that_does_not_conserve_says_so(folder: Path, rule: str) -> None:
+    options = ("--rule", rule, "--target", "0", "--reference", "zeros")
+    why = f"rule {rule} (which does not conserve: contributions are not expected to add up)"
+    assert why in flat(call("rewrite", "dna.onnx", "e.onnx", *options).stdout)
+    explain = ("explain", "e.onnx", "dna.npy", "--out", "out.npz")
+    result = call(*explain, "--strict")
+    assert why in flat(result.stdout)
+    assert result.stderr == f"note: --strict has nothing to check, as rule {rule} does not conserve\n"
+    assert call(*explain).stderr == call(*explain, "--strict", "-q").stderr == ""
+    facts = json.loads(call(*explain, "--json").stdout)
+    assert (facts["conserves"], facts["complete"], facts["complaint"]) == (False, None, None)
+    assert why in facts["explains"]
+    for arguments in (["dna.onnx", "dna.npy", *options], ["e.onnx", "--model", "dna.onnx"]):
+        facts = json.loads(call("verify", *arguments, "--json").stdout)
+        checks = {check["name"]: check for check in facts["checks"]}
+        assert checks["completeness"]["passed"] is None
+        assert checks["completeness"]["detail"] == f"not applicable: rule {rule!r} does not conserve"
+        assert checks["outputs"]["passed"]
+        assert checks["batches"]["passed"]
+
+
+def test_intervals_and_hypothetical_contributions(folder: Path) -> None:
+    options = ("--target", "0", "--reference", "shared")
+    facts = json.loads(
+        call("rewrite", "dna.onnx", "e.onnx", *options, "--rule", "integrated-gradients:7", "--json").stdout
+    )
+    assert (facts["rule"], facts["rows_per_pair"]) == ("integrated-gradients:7", 7)
+    for axis in ("1", "x=1", "x=-2"):
+        more = ("--emit", "hypothetical", "--emit", "contributions", "--one-hot", axis)
+        facts = json.loads(call("rewrite", "dna.onnx", "e.onnx", *options, *more, "--json").stdout)
+        assert facts["one_hot"] == {"x": 1}
+        assert facts["added_outputs"]["x_hypothetical"] == "float32 [N, 4, 7]"
+    call("explain", "e.onnx", "dna.npy", "--out", "out.npz", "--reference", "background:dna.npy:2")
+    with np.load("out.npz") as saved:
+        np.testing.assert_allclose(saved["x_hypothetical"] * np.load("dna.npy"), saved["x_contributions"], atol=1e-6)
+
+
+def test_verify_makes_one_hot_data_where_they_are_needed(folder: Path) -> None:
+    for reference in ("paired", "shared", "grouped", "frequencies:0.25,0.25,0.25,0.25"):
+        found = json.loads(
+            call("verify", "dna.onnx", "--rule", "liftpad", "--one-hot", "1", "--reference", reference, "--json").stdout
+        )
+        assert found["passed"]
+        call("rewrite", "dna.onnx", "e.onnx", "--target", "0", "--emit", "hypothetical", "--reference", reference)
+        checks = json.loads(call("verify", "e.onnx", "--json").stdout)["checks"]
+        assert [check["passed"] for check in checks] == [None, True, True]
+
+
+def test_verify_notices_batches_that_mix_in_hypothetical_contributions(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call("rewrite", "dna.onnx", "e.onnx", "--target", "0", "--emit", "hypothetical", "--reference", "zeros")
+    run = onnxlift.Explainer._run
+
+    def mixed(self: onnxlift.Explainer, feed: Feed) -> dict[str, np.ndarray]:
+        results = run(self, feed)
+        results["x_hypothetical"] = results["x_hypothetical"] * (self.batch_size or 2)
+        return results
+
+    monkeypatch.setattr(onnxlift.Explainer, "_run", mixed)
+    checks = json.loads(call("verify", "e.onnx", "dna.npy", "--json", status=1).stdout)["checks"]
+    assert [check["passed"] for check in checks if check["name"] == "batches"] == [False]
 
 
 def test_inspect_reports_what_cannot_be_rewritten(folder: Path) -> None:
@@ -206,6 +339,16 @@ def pipe(folder: Path) -> None:
     os.mkfifo("pipe")
 
 
+def behind_a_norm(folder: Path) -> None:
+    text = "g (float[N, 6] x) => (float[N, 6] y) { n = LayerNormalization (x, s) [act] y = Relu (n) }"
+    onnx.save(model(text, s=np.ones(6, np.float32)), "model.onnx")
+    Path("plan.toml").write_text('[[choice]]\nrule = "reveal-cancel"\nname = "act"\n')
+
+
+def plan(text: str) -> Callable[[Path], object]:
+    return lambda folder: Path("plan.toml").write_text(text)
+
+
 def twice(folder: Path) -> None:
     doubled = model(MLP, W1=W1, W2=W2)
     doubled.graph.input.append(doubled.graph.input[0])
@@ -251,6 +394,63 @@ REFUSED: dict[str, tuple[str, str, Callable[[Path], object] | None]] = {
         PLAIN.replace("--reference zeros", "--reference shared").replace("x.npy", "data.npz"),
         "input 'x_reference' has no references: its shape is [0, 6]",
         lambda f: np.savez("data.npz", x=X, x_reference=R[:0]),
+    ),
+    "no references per sample": (
+        PLAIN.replace("--reference zeros", "--reference grouped").replace("x.npy", "data.npz"),
+        "input 'x_reference' has no references: its shape is [5, 0, 6]",
+        lambda f: np.savez("data.npz", x=X, x_reference=np.zeros((5, 0, 6))),
+    ),
+    "no references to store": (
+        f"{REWRITE} 1 --reference r.npy",
+        "the reference of 'x' has shape [0, 6], expected ['1 or K', 6]",
+        lambda f: np.save("r.npy", R[:0]),
+    ),
+    "no shuffles": (f"{REWRITE} 1 --reference shuffle:0", "'shuffle:0' needs a number of shuffles, 1 or more", None),
+    "unknown rule": (f"{REWRITE} 1 --rule magic", "unknown rule 'magic': one of 'deconvnet', 'dfd', ", None),
+    "no intervals": (f"{PLAIN} --rule integrated-gradients:0", "takes a number, 1 to 10000 intervals", None),
+    "intervals of another rule": ("inspect model.onnx --rule rescale:5", "only integrated-gradients takes a", None),
+    "tensors along a path": (f"{PLAIN} --rule integrated-gradients --expose a", "`expose` has no meaning", None),
+    "unknown profile": (f"{PLAIN} --plan zennit", "plan 'zennit' is neither a file nor a profile ('deeplift', ", None),
+    "missing plan file": ("verify model.onnx --plan no.toml", "plan 'no.toml' is neither a file nor a profile", None),
+    "folder as plan": ("inspect model.onnx --plan .", "the plan '.' cannot be read", None),
+    "invalid TOML": (f"{REWRITE} 1 --plan plan.toml", "the plan 'plan.toml' cannot be read", plan("[[choice\nrule=1")),
+    "wrong option of a plan": (f"{REWRITE} 1 --plan plan.toml", "it has no option 'rules'", plan("rules = 1")),
+    "wrong choice of a plan": (f"{REWRITE} 1 --plan plan.toml", "a choice has a rule", plan('[[choice]]\nop = "Relu"')),
+    "unknown rule of a plan": (
+        "inspect model.onnx --plan plan.toml",
+        "the plan asks for rule 'magic', which no operator has",
+        plan('[[choice]]\nrule = "magic"'),
+    ),
+    "a plan that matches nothing": (
+        f"{PLAIN} --plan plan.toml",
+        "the plan's choice (rule = 'rescale', op = 'Tanh') matches no node between 'x' and 's'",
+        plan('[[choice]]\nrule = "rescale"\nop = "Tanh"'),
+    ),
+    "RevealCancel without parts": (
+        f"{REWRITE} 1 --plan plan.toml",
+        "node 'act' is fed by LayerNormalization",
+        behind_a_norm,
+    ),
+    "plan of an explainer": (f"{EXPLAIN} --plan captum", "is an explainer already, so plan cannot be chosen", None),
+    "one-hot axis": (f"{REWRITE} 1 --one-hot 2", "`one_hot` names axis 2 of 'x', which has 2 axes", None),
+    "one-hot axis of the batch": (f"{PLAIN} --one-hot 0", "`one_hot` names axis 0, which counts samples", None),
+    "one-hot axis of another input": (
+        "inspect model.onnx --one-hot z=1",
+        "`one_hot` names 'z', but what is attributed to is 'x'",
+        None,
+    ),
+    "one-hot axis garbled": (f"{REWRITE} 1 --one-hot x", "'x' is not like 1 or sequence=1", None),
+    "one-hot axes of two kinds": (f"{REWRITE} 1 --one-hot 1 --one-hot x=1", "but not both", None),
+    "no channels": (f"{REWRITE} 1 --emit hypothetical", "name it with `one_hot`", None),
+    "hypothetical gradient": (
+        f"{REWRITE} 1 --emit hypothetical --rule gradient --one-hot 1",
+        "has multipliers only",
+        None,
+    ),
+    "not one-hot": (
+        f"{PLAIN} --emit hypothetical --one-hot 1",
+        "input 'x' must be one-hot for hypothetical contributions: sample 0 is not one-hot along axis 1: position 0",
+        None,
     ),
     "tolerance NaN": (f"{PLAIN} --tolerance nan", "the tolerance must be 0 or more, not nan", None),
     "tolerance of verify": ("verify model.onnx --tolerance nan", "the tolerance must be 0 or more, not nan", None),

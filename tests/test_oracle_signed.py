@@ -409,12 +409,12 @@ def test_proportional_product() -> None:
     assert lift(square, {"x": [3.0]}, {"x": [-1.0]}, "proportional").multipliers["x"].tolist() == [2]
 
 
-@pytest.mark.parametrize("db", [-0.999, -0.997, -1, -1.001, -1.003])
+@pytest.mark.parametrize("db", [-0.99, -0.97, -1, -1.01, -1.03])
 def test_proportional_product_near_cancellation(db: float) -> None:
-    """The midpoint rule takes over where |da + db| <= 1e-3 (|da| + |db|); both are complete."""
+    """The midpoint rule takes over where |da + db| <= 1e-2 (|da| + |db|); both are complete."""
     e = lift(model([node("Mul", "a,b")]), {"a": [2], "b": [3 + db]}, {"a": [1], "b": [3]}, "proportional")
     same = abs(e.multipliers["a"] - e.multipliers["b"]) < 1e-12
-    assert same == (abs(1 + db) > 1e-3 * (1 + abs(db)))
+    assert same == (abs(1 + db) > 1e-2 * (1 + abs(db)))
     check_laws(e)
 
 

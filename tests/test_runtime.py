@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import types
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,45 @@ def test_emitted_and_exposed_tensors() -> None:
         "a/multiplier": (7, 8),
     }
     close(explanation.exposed["a/contributions"].sum(axis=1), explanation.difference)
+
+
+def test_both_multipliers_of_an_exposed_tensor(tmp_path: Path) -> None:
+    """RevealCancel tells m+ and m- apart; Rescale has no more than one."""
+    for reference, given in (("paired", R), ("shared", R[:2])):
+        explanation = explainer(rule="reveal-cancel", expose=("h",), reference=reference)(X, reference=given)
+        mean, plus, minus = (explanation.exposed[f"h/multiplier{part}"] for part in ("", "/plus", "/minus"))
+        close((plus + minus) / 2, mean)
+        assert np.abs(plus - minus).max() > 0.1
+        explanation.save(tmp_path / "out.npz")
+        saved = read_arrays(tmp_path / "out.npz")
+        assert isinstance(saved, dict)
+        np.testing.assert_array_equal(saved["h/multiplier/plus"], plus)
+    assert "h/multiplier/plus" not in explainer(expose=("h",))(X, reference=R).exposed
+
+
+def test_integrated_gradients_in_batches() -> None:
+    whole = explainer(rule="integrated-gradients:40")(X, reference=R)
+    for batch_size in (1, 3):
+        part = explainer(rule="integrated-gradients:40", batch_size=batch_size)(X, reference=R)
+        close(part.contributions["x"], whole.contributions["x"])
+    points = R + (np.arange(40)[:, None, None] + 0.5) / 40 * (X - R)
+    gradients = ((points @ W1 > 0) * W2[:, 1]) @ W1.T.astype(float)
+    close(whole.contributions["x"], gradients.mean(axis=0) * (X - R))
+
+
+def test_how_many_samples_run_at_once() -> None:
+    """Rows of the walk are what takes memory: a row for every sample, reference and interval."""
+
+    def size(references: int = 1, **options: object) -> int:
+        explain = explainer(reference="paired" if references == 1 else "shared", **options)
+        return explain._chunk_size(explain.intake.feed(X, R[:references]))
+
+    assert size() == 1024
+    assert size(4) == 256
+    assert size(rule="integrated-gradients:20") == 1024 // 20
+    assert size(4, rule="integrated-gradients:20") == 1024 // 80
+    assert size(4, rule="integrated-gradients:9999") == 1
+    assert size(4, rule="integrated-gradients:20", batch_size=5) == 5
 
 
 def test_a_fixed_batch_is_filled_up() -> None:
@@ -226,6 +266,26 @@ def test_explainer_files_and_external_weights(tmp_path: Path) -> None:
     np.testing.assert_array_equal(onnxlift.Explainer(proto)(X, reference=R).contributions["x"], expected)
 
 
+def without(proto: onnx.ModelProto, *keys: str) -> onnx.ModelProto:
+    """An explainer as it was before its metadata had these entries."""
+    entry = next(entry for entry in proto.metadata_props if entry.key == "onnxlift")
+    about = json.loads(entry.value)
+    entry.value = json.dumps({key: value for key, value in about.items() if key not in keys})
+    assert len(about) == len(json.loads(entry.value)) + len(keys)
+    return proto
+
+
+def test_an_explainer_of_an_older_version() -> None:
+    new = ("conserves", "rows_per_pair", "one_hot", "normalize_one_hot", "plan", "notes", "builder")
+    proto = without(onnxlift.rewrite(mlp(), target=1), *new)
+    explain = onnxlift.Explainer(proto)
+    close(explain(X, reference=R).contributions["x"], by_hand(X, R))
+    assert str(explain).startswith("explains neuron 1 of 'y' by 'x' against a reference per sample, rule rescale; runs")
+    explanation = explain(X, reference=R)
+    assert explain.complaint(explanation) is None
+    assert explain.complaint(replace(explanation, gap=explanation.gap + 9)) is not None
+
+
 @pytest.mark.parametrize("value", ["{", "[]", json.dumps({"batched": True})])
 def test_damaged_metadata(value: str) -> None:
     proto = onnxlift.rewrite(mlp(), target=1)
@@ -330,6 +390,101 @@ def test_what_the_model_itself_refuses() -> None:
     assert "ONNXRuntimeError" not in str(refusal.value)
 
 
+# ------------------------------------------------------------------------------------------- one-hot inputs
+
+ONE_HOT = "g (float[N, 4, 5] x) => (float[N, 1] y) { f = Flatten (x) h = MatMul (f, V) a = Relu (h) y = MatMul (a, v) }"
+VECTORS = {"V": RNG.standard_normal((20, 6)).astype(np.float32), "v": RNG.standard_normal((6, 1)).astype(np.float32)}
+LETTERS = RNG.integers(0, 4, (7, 5))
+SEQUENCES = np.swapaxes(np.eye(4)[LETTERS], 1, 2)
+KNOWN = np.where(np.arange(5) == 2, 0.0, SEQUENCES)  # nothing is known of position 2
+
+
+def sequences(text: str = ONE_HOT, **options: object) -> onnxlift.Explainer:
+    return onnxlift.Explainer(model(text, **VECTORS), providers=[CPU], **{"reference": "zeros", **options})
+
+
+def test_hypothetical_contributions(tmp_path: Path) -> None:
+    """What each letter would contribute, times the letter that is there, is what it contributes."""
+    frequencies = np.full((2, 4, 5), 0.25) + np.array([[0.2], [-0.2], [0.1], [-0.1]]) * [[[1]], [[-1]]]
+    emit = ("hypothetical", "contributions", "multipliers")
+    for reference in ("zeros", {"x": frequencies[:1]}, {"x": frequencies}):
+        explanation = sequences(emit=emit, reference=reference)(SEQUENCES)
+        h = explanation.hypothetical["x"]
+        assert (h.shape, h.dtype) == (SEQUENCES.shape, np.float32)
+        close(h * SEQUENCES, explanation.contributions["x"])
+        if reference == "zeros" or len(reference["x"]) == 1:
+            r = np.zeros((1, 4, 5)) if reference == "zeros" else reference["x"]
+            m = explanation.multipliers["x"]
+            close(h, m - (r * m).sum(axis=1, keepdims=True))
+        np.testing.assert_allclose(explanation.gap, 0, atol=1e-5)
+    explanation.save(tmp_path / "out.npz")
+    saved = read_arrays(tmp_path / "out.npz")
+    assert isinstance(saved, dict)
+    np.testing.assert_array_equal(saved["x_hypothetical"], h)
+    assert sequences()(SEQUENCES).hypothetical == {}
+    unknown = sequences(emit=emit[:2], reference={"x": frequencies})(KNOWN)  # no warning: it is complete
+    assert np.abs(unknown.contributions["x"][:, :, 2]).max() > 0.01
+
+
+@pytest.mark.parametrize("options", [{"emit": ("hypothetical",)}, {"rule": "liftpad", "one_hot": -2}])
+@pytest.mark.parametrize(
+    ("place", "column", "shown"),
+    [
+        ((0, 0), [0.25] * 4, "sample 0 is not one-hot along axis 1: position 0 has [0.25, 0.25, 0.25, 0.25], where"),
+        ((3, 1), [1, 0, 1, 0], "sample 3 is not one-hot along axis 1: position 1 has [1, 0, 1, 0], where"),
+        ((6, 4), [0, -1, 0, 0], "sample 6 is not one-hot along axis 1: position 4 has [0, -1, 0, 0], where"),
+        ((1, 3), [0, 0, 1.5, 0], "sample 1 is not one-hot along axis 1: position 3 has [0, 0, 1.5, 0], where"),
+    ],
+)
+def test_data_that_are_not_one_hot(
+    options: dict[str, object], place: tuple[int, int], column: list[float], shown: str
+) -> None:
+    explain = sequences(**options)
+    bad = KNOWN.copy()
+    explain(bad)
+    explain(np.zeros_like(bad))
+    bad[place[0], :, place[1]] = column
+    what = "normalised weights" if "rule" in options else "hypothetical contributions"
+    with pytest.raises(onnxlift.DataError) as refusal:
+        explain(bad)
+    assert str(refusal.value).startswith(f"input 'x' must be one-hot for {what}: {shown}")
+    assert sequences(one_hot=1)(bad).contributions  # named for a reference: nothing here counts on it
+    assert sequences(rule="liftpad")(bad).contributions
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "place", "shown"),
+    [
+        ((None, 5, 4), 2, (1, 3), "sample 1 is not one-hot along axis 2: position 3 has [2, 0, 0, 0]"),
+        ((None, 3, 4, 5), 2, (1, 2, 3), "sample 1 is not one-hot along axis 2: position 13 has [2, 0, 0, 0]"),
+        ((None, 4), 1, (1,), "sample 1 is not one-hot along axis 1: position 0 has [2, 0, 0, 0]"),
+        ((4, 5), 0, (3,), "sample 0 is not one-hot along axis 0: position 3 has [2, 0, 0, 0]"),
+    ],
+)
+def test_one_hot_inputs_of_any_shape(
+    shape: tuple[int | None, ...], axis: int, place: tuple[int, ...], shown: str
+) -> None:
+    """Further axes count positions, in order; the last case has no batch axis."""
+    dims, batched = ", ".join("N" if dim is None else str(dim) for dim in shape), None in shape
+    body = "y = Tanh (x)" if batched else "t = Tanh (x) y = ReduceSum <keepdims = 0> (t)"
+    explain = onnxlift.Explainer(
+        model(f"g (float[{dims}] x) => (float{f'[{dims}]' if batched else ''} y) {{ {body} }}"),
+        target=(0,) * (len(shape) - 1) if batched else None,
+        reference="zeros",
+        emit=("hypothetical", "contributions"),
+        one_hot=axis,
+    )
+    x = np.zeros([dim or 2 for dim in shape])
+    explain(x)
+    letters = np.moveaxis(x, axis, -1)
+    letters[..., 1] = 1
+    explain(x)
+    letters[place] = [2, 0, 0, 0]
+    with pytest.raises(onnxlift.DataError) as refusal:
+        explain(x)
+    assert shown in str(refusal.value)
+
+
 # -------------------------------------------------------------------------------------------- completeness
 
 
@@ -360,6 +515,24 @@ def test_huge_contributions_that_cancel_do_not_excuse_a_gap() -> None:
     assert complaint is not None
     assert "1 of 2 samples" in complaint
     assert "sample 0 (gap 5, difference 0.2); the contributions cancel (their sizes add up to 1.8e+07)" in complaint
+
+
+@pytest.mark.parametrize("rule", ["gradient", "gradient-x-input", "integrated-gradients:3", "guided-backprop"])
+def test_no_warning_for_a_rule_that_does_not_conserve(rule: str) -> None:
+    explain = explainer(rule=rule)
+    assert f"rule {rule} (which does not conserve: contributions are not expected to add up); runs" in str(explain)
+    explanation = explain(X, reference=R)  # a warning would be an error
+    assert np.abs(explanation.gap).max() > 0.1
+    assert explain.complaint(explanation) is None
+
+
+def test_an_infinite_tolerance_allows_all_that_is_a_number() -> None:
+    explain = explainer(tolerance=np.inf, reference="zeros")
+    explanation = explain(np.where(np.arange(7)[:, None] < 3, 0, X))  # no difference, to which infinity is relative
+    assert (explanation.difference[:3] == 0).all()
+    np.testing.assert_array_equal(explain.allowed_gap(explanation), np.full(7, np.inf))
+    assert explain.complaint(replace(explanation, gap=explanation.gap + 9)) is None
+    assert explain.complaint(replace(explanation, gap=explanation.gap * np.nan)) is not None
 
 
 def test_nan_contributions_are_not_complete() -> None:
