@@ -32,7 +32,7 @@ def one_hot_axes(graph: Graph, sources: Sequence[str], spec: OneHot, *, needed: 
             )
         return found
     if needed and isinstance(spec, Mapping) and not spec:
-        raise OptionError("`one_hot` names no input, and hypothetical contributions are asked for: name one, or leave it out")
+        raise OptionError("`one_hot` names no input, but hypothetical contributions are asked for: name one")
     named = dict(spec) if isinstance(spec, Mapping) else dict.fromkeys(sources, spec)
     for name, axis in named.items():
         if name not in shapes:
