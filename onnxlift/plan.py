@@ -266,12 +266,17 @@ class Chooser:
             passed.append(node.name)
             varying = self._varying(node)
             producer = self._producers.get(varying[0]) if varying else None
-            if producer is None or producer.op not in LOOKED_THROUGH or len(self._varying(producer)) > 1:
+            if producer is None or not self._is_looked_through(producer):
                 self._fed_by[node.name] = str(producer.op) if producer else ""
             else:
                 node = producer
         self._fed_by.update(dict.fromkeys(passed, self._fed_by[node.name]))
         return self._fed_by[node.name]
+
+    def _is_looked_through(self, node: Node) -> bool:
+        varying = self._varying(node)
+        reciprocal = node.op == "Div" and varying != [node.inputs[0].name]
+        return node.op in LOOKED_THROUGH and len(varying) <= 1 and not reciprocal
 
     def _varying(self, node: Node) -> list[str]:
         """The inputs that are not constants."""

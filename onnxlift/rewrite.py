@@ -447,7 +447,7 @@ class _Rewriter:
         spec = self.options.plan
         if isinstance(spec, Plan):
             return [str(choice) for choice in spec.choices]
-        return None if spec is None else Path(spec).stem
+        return None if spec is None else Path(spec).name
 
     def _reference_kind(self) -> str:
         """How the graph takes the reference; in the words of the options where it does not."""

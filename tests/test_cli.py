@@ -178,7 +178,7 @@ def test_plans_and_profiles(folder: Path) -> None:
     Path("mine.toml").write_text('[[choice]]\nrule = "reveal-cancel"\nfed_by = "MatMul"\n')
     command = ("rewrite", "dna.onnx", "e.onnx", "--target", "0", "--reference", "zeros")
     facts = json.loads(call(*command, "--plan", "mine.toml", "--json").stdout)
-    assert facts["plan"] == "mine"
+    assert facts["plan"] == "mine.toml"
     assert facts["rules"]["Relu"] == {"conv": "rescale", "dense": "reveal-cancel"}
     said = call(*command, "--plan", "captum", "--rule", "genomics").stdout
     assert "rule genomics, plan captum" in said
