@@ -227,8 +227,8 @@ def test_a_plan_file(tmp_path: Path) -> None:
             "shap-rescale",
         ]
     about = description(onnxlift.rewrite(GENOMICS, target=0, plan=path)) or {}
-    assert about["plan"] == "mine"
-    assert explains(about).endswith("rule rescale, plan mine")
+    assert about["plan"] == "mine.toml"
+    assert explains(about).endswith("rule rescale, plan mine.toml")
     path.write_text("")
     assert as_plan(path) == Plan() == as_plan(None)
 
