@@ -27,6 +27,7 @@ CONSTANTS = {
     "two": np.array(2),
     "three": np.array(3),
     "half": np.array(0.5),
+    "minus": np.array(-1.0),
     "powers": np.linspace(-1, 2.5, COLUMNS),
     "base": np.array(2.5),
     "bases": np.linspace(0.3, 3, COLUMNS),
@@ -76,6 +77,7 @@ CASES: dict[str, list[tuple[str, Domain]]] = {
         ("Pow (h, two)", ANY),
         ("Pow (h, three)", ANY),
         ("Pow (h, half)", POSITIVE),
+        ("Pow (h, minus)", POSITIVE),
         ("Pow (h, powers)", POSITIVE),
         ("Pow (base, h)", ANY),
         ("Pow (bases, h)", ANY),
@@ -290,7 +292,7 @@ def test_a_jump_where_one_side_is_empty_is_complete(function: str, jump: int, di
     np.testing.assert_allclose(got["completeness_gap"], 0, atol=1e-5)
 
 
-# --- where there is no value -----------------------------------------------------------------------------------------
+# --- where f has no value, or one out of reach -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -301,17 +303,22 @@ def test_a_jump_where_one_side_is_empty_is_complete(function: str, jump: int, di
         ("Log (h)", 4, -1, 1),  # log 0
         ("Reciprocal (h)", 4, -1, 1),  # 1 / 0
         ("Pow (h, half)", 4, -2, 1),
+        ("Pow (h, minus)", 4, -1, 1),  # 1 / 0
+        ("Pow (h, minus)", 4, -2, 1),  # behind the pole
+        ("Reciprocal (h)", 4, -2, 1),
+        ("Tan (h)", 2, -1.9, 0.2),
         ("Asin (h)", 1.4, -1, 0.5),
         ("Acos (h)", 1.4, -1, 0.5),
         ("Acosh (h)", 3.5, -1, 1.5),
         ("Atanh (h)", 1.4, -0.8, 0.5),
+        ("Exp (h)", 40, -39, 0.5),  # so large that its rounding drowns dy
         ("Exp (h)", 150, -150, 1),  # infinite in float32
         ("Cosh (h)", 150, -150, 1),
         ("Sinh (h)", 150, -150, 1),
     ],
 )
-def test_rescale_where_a_side_alone_has_no_value(function: str, a: float, b: float, r: float) -> None:
-    """r and x = a + b have one, r + p = a or r + n does not: m+ = m- = dy/dx, and all is finite and complete."""
+def test_rescale_where_a_side_alone_is_out_of_reach(function: str, a: float, b: float, r: float) -> None:
+    """r and x = a + b have one, r + p = a or r + n = r + b does not: m+ = m- = dy/dx, finite and complete."""
     explainer = onnxlift.rewrite(of_a_sum(function), rule="reveal-cancel", target=0, expose=["h"])
     one = np.ones((1, COLUMNS), np.float32)
     got = laws.run(explainer, {"a": a * one, "b": b * one, "a_reference": r * one, "b_reference": 0 * one})
