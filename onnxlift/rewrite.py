@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -17,6 +17,7 @@ import onnx
 import onnxlift.rules  # noqa: F401 - fills the registry
 from onnxlift import registry
 from onnxlift.batch import find_batch, fix_batch, free_batch
+from onnxlift.chooser import Chooser
 from onnxlift.errors import OptionError, RuleError, listed
 from onnxlift.explainer import EMITS, METADATA_KEY, Results, Seed
 from onnxlift.files import load, save
@@ -24,8 +25,9 @@ from onnxlift.flow import Flow, Problem, dependents, is_float, reads, trace
 from onnxlift.graph import Graph
 from onnxlift.model import normal_form
 from onnxlift.one_hot import OneHot, one_hot_axes
+from onnxlift.options import Options
 from onnxlift.path import along_the_path, mean_over_steps
-from onnxlift.plan import Chooser, Plan, PlanSpec, as_plan, preset
+from onnxlift.plan import Plan, PlanSpec, as_plan, preset
 from onnxlift.reference import Filled, ReferenceSpec, Runs, are_several, given_inputs, run_twice
 from onnxlift.site import Pairing
 from onnxlift.spec import parse
@@ -36,47 +38,6 @@ from onnxlift.walk import Values, Walk
 log = logging.getLogger("onnxlift")
 
 Model = onnx.ModelProto | str | os.PathLike[str]
-
-
-@dataclass
-class Options:
-    """The arguments of `rewrite`, as one value."""
-
-    inputs: Sequence[str] | None = None
-    output: str | None = None
-    target: TargetSpec = None
-    reference: ReferenceSpec = "paired"
-    rule: str = "rescale"
-    plan: PlanSpec | None = None
-    pre_activation: bool = True
-    expose: Sequence[str] = ()
-    emit: Sequence[str] = ("contributions",)
-    one_hot: OneHot = None
-
-    def __post_init__(self) -> None:
-        for option in ("inputs", "expose", "emit"):
-            names: object = getattr(self, option)
-            if names is not None and (isinstance(names, str) or not isinstance(names, Iterable)):
-                raise OptionError(f"`{option}` must be a list of names, not {names!r}")
-            setattr(self, option, None if names is None else tuple(names))
-        axes: object = self.one_hot
-        wrong = [axis for axis in (axes.values() if isinstance(axes, Mapping) else [axes]) if not _is_int(axis)]
-        if axes is not None and wrong:
-            raise OptionError(f"`one_hot` must be an axis, or axes by input name, not {wrong[0]!r}")
-        reference: object = self.reference
-        if not isinstance(reference, str | Mapping):
-            raise OptionError(f"the reference must be a name or a dict of arrays, not {type(reference).__name__}")
-        if isinstance(self.reference, str):
-            parse(self.reference)
-        else:
-            try:
-                self.reference = {name: np.asarray(array) for name, array in self.reference.items()}
-            except ValueError as error:
-                raise OptionError(f"a reference is no array: {error}") from error
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def rewrite(

@@ -19,8 +19,9 @@ from onnxlift.feed import Data, Intake, Port
 from onnxlift.files import load
 from onnxlift.metadata import conserves, description, explains
 from onnxlift.model import normal_form
+from onnxlift.options import Options
 from onnxlift.reference import REFERENCES
-from onnxlift.rewrite import Model, Options, rewrite, rewrite_with_residuals
+from onnxlift.rewrite import Model, rewrite, rewrite_with_residuals
 from onnxlift.runtime import CompletenessWarning, Explainer, RewriteOptions
 from onnxlift.session import Provider, open_session
 

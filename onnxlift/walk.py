@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 
 from onnxlift import registry
+from onnxlift.chooser import Chooser
 from onnxlift.errors import Unsupported
 from onnxlift.flow import Flow, Problem, Step, names
 from onnxlift.functions import cast, logical_and, where, widen
-from onnxlift.plan import Chooser
 from onnxlift.reference import Runs
 from onnxlift.signed import Multiplier
 from onnxlift.site import Site, Value, unbroadcast

@@ -14,7 +14,8 @@ import onnxruntime
 import oracle
 
 import onnxlift
-from onnxlift.rewrite import Options, rewrite_with_residuals
+from onnxlift.options import Options
+from onnxlift.rewrite import rewrite_with_residuals
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -22,7 +22,16 @@ MOST_SAMPLES = 100
 
 _CONTRIBUTIONS = "_contributions"
 _RESULTS = (TARGET_OUTPUT, TARGET_REFERENCE, GAP)
-_DERIVED = (_CONTRIBUTIONS, "_multipliers", "_hypothetical", "_reference", "/contributions", "/multiplier", "/plus", "/minus")
+_DERIVED = (
+    _CONTRIBUTIONS,
+    "_multipliers",
+    "_hypothetical",
+    "_reference",
+    "/contributions",
+    "/multiplier",
+    "/plus",
+    "/minus",
+)
 
 
 @dataclass(frozen=True)
