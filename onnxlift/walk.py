@@ -72,10 +72,9 @@ class Walk:
         self._guarded = _selected_away(flow, self._rules)
         self._carry_parts(exposed)
 
-    def back(self, seed: Tensor, half: Tensor | None = None) -> None:
-        """From the explained tensor, whose multiplier is `seed` (and `half`), to the attributed ones."""
-        target = self.value(self.flow.target)
-        self._terms[self.flow.target] = [Multiplier(target.spread(seed), None if half is None else target.spread(half))]
+    def back(self, seed: Tensor) -> None:
+        """From the explained tensor, whose multiplier is `seed`, to the attributed ones."""
+        self._terms[self.flow.target] = [Multiplier(self.value(self.flow.target).spread(seed))]
         for step in reversed(self.flow.steps):
             self._visit(step)
         for name in self.flow.sources:
@@ -107,6 +106,8 @@ class Walk:
 
     def _carry_parts(self, exposed: Sequence[str]) -> None:
         """Forward: the signed parts of the tensors from which a rule or an output needs them, and of no others."""
+        if not any(rule is not None and rule.signed for rule in self._rules.values()):
+            return
         needed = set(self.flow.active) if self.measure else set(exposed)
         for step in reversed(self.flow.steps):
             rule = self._rules[step.node.name]
