@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from images import explained
 from onnx import parser
 
 import onnxlift
@@ -167,4 +166,4 @@ def explain(model: onnx.ModelProto, rule: str, x: Any, reference: Any = 0.0, **o
     if model is ONE_HOT and rule == "liftpad":
         options["one_hot"] = {"x": 1}
     explainer = onnxlift.Explainer(model, rule=rule, reference=baked, progress=False, **options)
-    return explained(explainer, rows)
+    return explainer(rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,13 +47,6 @@ def explainer(model: Path, method: Method, **options: Any) -> onnxlift.Explainer
     emit = ("multipliers",) if method.times_input or method.magnitude else ("contributions",)
     options = {"reference": "zeros", "rule": method.rule, "plan": method.plan, "emit": emit} | options
     return onnxlift.Explainer(model, progress=False, **options)
-
-
-def explained(explain: onnxlift.Explainer, x: Array, target: int | None = None) -> onnxlift.Explanation:
-    """An explanation by any rule, without the warning that it does not add up: tables show by how much."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", onnxlift.CompletenessWarning)
-        return explain(x, target=target)
 
 
 def scores(explanation: onnxlift.Explanation, method: Method, x: Array) -> Array:

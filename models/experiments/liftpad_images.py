@@ -17,7 +17,6 @@ from images import (
     Array,
     Method,
     digits_on_photographs,
-    explained,
     explainer,
     preprocessed,
     save,
@@ -54,7 +53,7 @@ def positive(method: Method, x: Array) -> tuple[Array, Array | None]:
     The contributions of the three channels are added up before the negative ones are dropped; of a gradient the largest
     size among the channels counts (Simonyan et al. 2013). A sensitivity has no gap.
     """
-    explanation = explained(explainer(MODEL, method, target="argmax"), x)
+    explanation = explainer(MODEL, method, target="argmax")(x)
     found = scores(explanation, method, x)
     if method.magnitude:
         return np.asarray(found.max(axis=1)), None

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from images import HERE, MODELS, SIGNED, Array, Method, explained, explainer, save, scores, table, wilcoxon
+from images import HERE, MODELS, SIGNED, Array, Method, explainer, save, scores, table, wilcoxon
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -76,7 +76,7 @@ class Experiment:
         """Scores of the digits' pixels for their own class and for those that they are converted to."""
         explain = explainer(self.model, method, target="input")
         return {
-            (label, target): scores(explained(explain, x, target), method, x)
+            (label, target): scores(explain(x, target=target), method, x)
             for label, x in self.digits.items()
             for target in {label, *(to for origin, to in CONVERSIONS if origin == label)}
         }
