@@ -392,7 +392,7 @@ class _Rewriter:
             "conserves": self.preset.conserves,
             "rows_per_pair": self.preset.steps,
             "one_hot": self.one_hot,
-            "normalize_one_hot": self.chooser.normalize_one_hot,
+            "normalize_one_hot": self.normalizes,
             "inputs": self.sources,
             "references": self.given,
             "outputs": self.originals,

@@ -39,21 +39,24 @@ def slope(*ops: str, broadcasts: bool = False) -> Callable[[Slope], Slope]:
             SLOPES[op] = function
             if broadcasts:
                 BROADCASTING.add(op)
-            rule("rescale", op, elementwise=True, broadcasts=broadcasts, parts=_rescaled)(rescale)
+            rescale("rescale", op, function, "m_x = dy/dx m_y, and f'(x) m_y where dx -> 0.", default=True)
         return function
 
     return register
 
 
-def rescale(site: Site) -> list[Tensor | None]:
-    """m_x = dy/dx m_y, and f'(x) m_y where dx -> 0."""
-    return to_argument(site, site.m * SLOPES[site.op](site))
+def rescale(name: str, op: str, slope: Slope, equation: str, *, default: bool = False) -> None:
+    """Register rule `name` of `op`: m_x = s m_y and, whatever the sign of s, dy± = s d± (DeepLIFT 3.5.2)."""
 
+    def multipliers(site: Site) -> list[Tensor | None]:
+        return to_argument(site, site.m * slope(site))
 
-def _rescaled(site: Site) -> list[Parts]:
-    """dy± = dy/dx d±, whatever the sign of dy/dx (DeepLIFT 3.5.2)."""
-    s = SLOPES[site.op](site)
-    return [Parts(*(part * s for part in site.argument.parts))]
+    def parts(site: Site) -> list[Parts]:
+        s = slope(site)
+        return [Parts(*(part * s for part in site.argument.parts))]
+
+    multipliers.__doc__ = equation
+    rule(name, op, default=default, elementwise=True, broadcasts=op in BROADCASTING, parts=parts)(multipliers)
 
 
 def to_argument(site: Site, m: M) -> list[M | None]:

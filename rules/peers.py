@@ -14,8 +14,8 @@ from onnxlift import registry
 from onnxlift.functions import absolute, where
 from onnxlift.registry import rule
 from onnxlift.rules import maximum  # noqa: F401 - its rules are varied here
-from onnxlift.rules.elementwise import BROADCASTING, SLOPES, to_argument
-from onnxlift.signed import Multiplier, Parts
+from onnxlift.rules.elementwise import SLOPES, rescale
+from onnxlift.rules.reveal_cancel import reveal_cancel
 from onnxlift.site import Site
 from onnxlift.tensor import Tensor
 
@@ -36,27 +36,12 @@ class Peer:
         pair = (where(near, r, x), r) if self.at_reference else (x, where(near, x, r))
         return SLOPES[site.op](site.at(*pair))
 
-    def multipliers(self, site: Site) -> list[Tensor | None]:
-        """m_x = k m_y."""
-        return to_argument(site, site.m * self.slope(site))
-
-    def parts(self, site: Site) -> list[Parts]:
-        """dy± = k d±."""
-        k = self.slope(site)
-        return [Parts(*(part * k for part in site.argument.parts))]
-
     def register(self) -> None:
         """Rule `<name>-rescale` of its operators."""
-
-        def multipliers(site: Site) -> list[Tensor | None]:
-            return self.multipliers(site)
-
         side = "r" if self.at_reference else "x"
-        multipliers.__doc__ = f"m_x = dy/dx m_y, and f'({side}) m_y where |dx| < {self.threshold:g} ({self.name})."
-        rescale = f"{self.name}-rescale"
+        equation = f"m_x = dy/dx m_y, and f'({side}) m_y where |dx| < {self.threshold:g} ({self.name})."
         for op in self.ops:
-            broadcasts = op in BROADCASTING
-            rule(rescale, op, default=False, elementwise=True, broadcasts=broadcasts, parts=self.parts)(multipliers)
+            rescale(f"{self.name}-rescale", op, self.slope, equation)
 
 
 DEEPLIFT = Peer("deeplift", 1e-7, at_reference=True, ops="Relu LeakyRelu PRelu Sigmoid Tanh".split())
@@ -109,21 +94,6 @@ register_maxima("tangermeme", 0.0, gradient=True)
 PSEUDOCOUNT = DEEPLIFT.threshold
 
 
-def deeplift_reveal_cancel(site: Site) -> list[Multiplier | None]:
-    """As reveal-cancel, with a side nearer than 5e-8 to 0 moved away from it by 1e-7 (original DeepLIFT)."""
-    plus, minus = (site.m, site.m) if site.half is None else (site.m + site.half, site.m - site.half)
-    s_plus, s_minus = moved_slopes(site)
-    plus, minus = plus * s_plus, minus * s_minus
-    return to_argument(site, Multiplier((plus + minus) * 0.5, (plus - minus) * 0.5))
-
-
-def revealed(site: Site) -> list[Parts]:
-    """dy+ and dy-; those of the package are further off, by what was added to an empty side."""
-    p, n = site.argument.parts
-    s_plus, s_minus = moved_slopes(site)
-    return [Parts(s_plus * p, s_minus * n)]
-
-
 def moved_slopes(site: Site) -> tuple[Tensor, Tensor]:
     """As in rules/reveal_cancel.py, of the moved parts p and n, and to r + p + n instead of x.
 
@@ -147,12 +117,9 @@ def _moved(t: Tensor) -> Tensor:
 
 
 for op in DEEPLIFT.ops:
-    rule(
+    reveal_cancel(
         "deeplift-reveal-cancel",
         op,
-        default=False,
-        elementwise=True,
-        broadcasts=op in BROADCASTING,
-        parts=revealed,
-        signed=True,
-    )(deeplift_reveal_cancel)
+        moved_slopes,
+        "As reveal-cancel, with a side nearer than 5e-8 to 0 moved away from it by 1e-7 (original DeepLIFT).",
+    )

@@ -10,6 +10,7 @@ is total: where a side is empty it is the derivative, so that no pseudocount is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import pi
 
 from onnxlift.functions import absolute, logical_and, sign, where
@@ -25,22 +26,30 @@ FAR = 10
 """How much larger than y, y0, p and n together the values at r + p and r + n may be: so much do errors grow."""
 
 
-def reveal_cancel(site: Site) -> list[Multiplier | None]:
-    """m+ = dy+/p m+_y, m- = dy-/n m-_y, with the derivative for an empty side (DeepLIFT 3.5.3)."""
-    s_plus, s_minus = slopes(site)
-    mean, half = (s_plus + s_minus) * 0.5, (s_plus - s_minus) * 0.5
-    if site.half is None:
-        m = Multiplier(mean * site.m, half * site.m)
-    else:
-        m = Multiplier(mean * site.m + half * site.half, mean * site.half + half * site.m)
-    return to_argument(site, m)
+Slopes = Callable[[Site], tuple[Tensor, Tensor]]
+"""dy+/p and dy-/n."""
 
 
-def parts(site: Site) -> list[Parts]:
-    """dy+ and dy-."""
-    p, n = site.argument.parts
-    s_plus, s_minus = slopes(site)
-    return [Parts(s_plus * p, s_minus * n)]
+def reveal_cancel(name: str, op: str, slopes: Slopes, equation: str) -> None:
+    """Register rule `name` of `op`: m+ = (dy+/p) m+_y, m- = (dy-/n) m-_y."""
+
+    def multipliers(site: Site) -> list[Multiplier | None]:
+        s_plus, s_minus = slopes(site)
+        mean, half = (s_plus + s_minus) * 0.5, (s_plus - s_minus) * 0.5
+        if site.half is None:
+            m = Multiplier(mean * site.m, half * site.m)
+        else:
+            m = Multiplier(mean * site.m + half * site.half, mean * site.half + half * site.m)
+        return to_argument(site, m)
+
+    def parts(site: Site) -> list[Parts]:
+        p, n = site.argument.parts
+        s_plus, s_minus = slopes(site)
+        return [Parts(s_plus * p, s_minus * n)]
+
+    multipliers.__doc__ = equation
+    broadcasts = op in BROADCASTING
+    rule(name, op, default=False, elementwise=True, broadcasts=broadcasts, parts=parts, signed=True)(multipliers)
 
 
 def slopes(site: Site) -> tuple[Tensor, Tensor]:
@@ -69,7 +78,8 @@ def slopes(site: Site) -> tuple[Tensor, Tensor]:
 def within_reach(site: Site, up: Tensor, down: Tensor) -> Tensor:
     """Where f has values at r + p and r + n, on the same side of its poles as at r, and none that drowns y and y0."""
     p, n = site.argument.parts
-    size = absolute(site.at(up, down).y.x) + absolute(site.at(up, down).y.r)
+    y = site.at(up, down).y
+    size = absolute(y.x) + absolute(y.r)
     near = size <= (absolute(site.y.x) + absolute(site.y.r) + (p - n)) * FAR
     sides = [_side(site, point) for point in (up, down, site.argument.r)]
     for side in sides[:2]:
@@ -90,12 +100,9 @@ def _side(site: Site, point: Tensor) -> Tensor | None:
 
 
 for op in SLOPES:
-    rule(
+    reveal_cancel(
         "reveal-cancel",
         op,
-        default=False,
-        elementwise=True,
-        broadcasts=op in BROADCASTING,
-        parts=parts,
-        signed=True,
-    )(reveal_cancel)
+        slopes,
+        "m+ = dy+/p m+_y, m- = dy-/n m-_y, with the derivative for an empty side (DeepLIFT 3.5.3).",
+    )

@@ -732,9 +732,11 @@ def normalise(node: Node, values: Sequence[Array | None]) -> list[Array]:
 def forward_node(node: Node, values: Sequence[Array | None]) -> list[Array]:
     """The operator's value(s) in float64."""
     op = node.op
+    first = next((v for v in values if v is not None), None)
+    if op == "Scaler" and node.proto.domain == "ai.onnx.ml" and first is not None:
+        return [(first - np.asarray(node.attrs["offset"])) * np.asarray(node.attrs["scale"])]
     if node.proto.domain not in ("", "ai.onnx"):
         raise NotImplementedError(f"the oracle does not know {node}")
-    first = next((v for v in values if v is not None), None)
     if op in ("Cast", "CastLike") and first is not None:
         code = node.attrs.get("to")
         to_float = code in FLOAT_CODES if op == "Cast" else is_float(values[1])
@@ -800,7 +802,7 @@ def einsum_equation(node: Node) -> str:
     return str(node.attrs["equation"]).replace(" ", "")
 
 
-def run(graph: Graph, nodes: Sequence[Node], known: Mapping[str, Array]) -> dict[str, Array]:
+def run(nodes: Sequence[Node], known: Mapping[str, Array]) -> dict[str, Array]:
     """Forward through `nodes`; tensors that are already known are not computed."""
     values = dict(known)
     for node in nodes:
@@ -817,7 +819,7 @@ def forward(model: onnx.ModelProto, feeds: Mapping[str, Array], output: str | No
     """Every tensor's float64 value (of those that `output` needs, where it is given)."""
     graph = load(model)
     known = {**graph.constants, **{name: widen(value) for name, value in feeds.items()}}
-    return run(graph, graph.nodes if output is None else graph.ancestors(output), known)
+    return run(graph.nodes if output is None else graph.ancestors(output), known)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -1398,13 +1400,13 @@ def explain(
     graph = load(model)
     nodes = graph.ancestors(output)
     fed = {name: widen(value) for name, value in x.items()}
-    values_x = run(graph, nodes, {**graph.constants, **fed})
+    values_x = run(nodes, {**graph.constants, **fed})
     changing = set(inputs)
     for node in nodes:
         if changing & set(node.inputs):
             changing |= {name for name in node.outputs if name}
     shared = {name: value for name, value in values_x.items() if name not in changing}
-    values_r = run(graph, nodes, {**shared, **{name: widen(r[name]) for name in inputs}})
+    values_r = run(nodes, {**shared, **{name: widen(r[name]) for name in inputs}})
     for name in inputs:
         if name in values_x and values_x[name].shape != values_r[name].shape:
             raise ValueError(f"{name}: {values_x[name].shape} at x, {values_r[name].shape} at the reference")
@@ -1519,7 +1521,7 @@ def walk_region(
 
     def f(value: Array) -> Array:
         outside = {n: v for n, v in at_x.items() if n not in inside}
-        return run(graph, region, {**outside, root: value})[name]
+        return run(region, {**outside, root: value})[name]
 
     d = difference(u, u0)
     near = np.abs(d) <= 1e-7 * np.maximum(1, np.abs(u))

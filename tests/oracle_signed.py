@@ -87,31 +87,6 @@ def times(m: Pair, d: Pair) -> Array:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Forward
-# ------------------------------------------------------------------------------------------------------------
-def forward_node(node: Node, values: Sequence[Array | None]) -> list[Array]:
-    """As the oracle of one multiplier, and ai.onnx.ml.Scaler: y = (x - offset) * scale."""
-    if node.op == "Scaler" and node.proto.domain == "ai.onnx.ml":
-        (x,) = values
-        assert x is not None
-        return [(x - np.asarray(node.attrs["offset"])) * np.asarray(node.attrs["scale"])]
-    return oracle.forward_node(node, values)
-
-
-def run(nodes: Sequence[Node], known: Mapping[str, Array]) -> dict[str, Array]:
-    """Forward through `nodes`; tensors that are known already are not computed."""
-    values = dict(known)
-    for node in nodes:
-        if all(name in values for name in node.outputs if name):
-            continue
-        outs = forward_node(node, [values[name] if name else None for name in node.inputs])
-        for name, value in zip(node.outputs, outs, strict=False):
-            if name:
-                values.setdefault(name, value)
-    return values
-
-
-# ------------------------------------------------------------------------------------------------------------
 # Rules
 # ------------------------------------------------------------------------------------------------------------
 def matrix(f: Callable[[Array], Array], shape: tuple[int, ...]) -> Array:
@@ -200,7 +175,10 @@ def scale_of(s: Site, k: int) -> Array:
         return np.asarray((1 / b + 1 / b0) / 2 if k == 0 else -(a + a0) / (2 * b * b0))
     s.only(0)
     x, rest = s.xr()[0], s.x[1:]
-    return forward_node(s.node, [np.ones(x.shape), *rest])[0] - forward_node(s.node, [np.zeros(x.shape), *rest])[0]
+    return (
+        oracle.forward_node(s.node, [np.ones(x.shape), *rest])[0]
+        - oracle.forward_node(s.node, [np.zeros(x.shape), *rest])[0]
+    )
 
 
 def scaling(s: Site, parts: Pairs) -> Step:
@@ -261,7 +239,7 @@ def own_channels(s: Site, parts: Pairs) -> Step:
     def channel(c: int) -> list[Array]:
         blank = [np.zeros(v.shape) if k in positions and v is not None else v for k, v in enumerate(s.x)]
         filled = [p[c] if (p := parts[k]) is not None and k in positions else v for k, v in enumerate(blank)]
-        pairs = zip(forward_node(s.node, filled), forward_node(s.node, blank), strict=True)
+        pairs = zip(oracle.forward_node(s.node, filled), oracle.forward_node(s.node, blank), strict=True)
         return [difference(y, y0) if oracle.is_float(y) else np.zeros(y.shape) for y, y0 in pairs]
 
     def back(m: Sequence[Pair]) -> Pairs:
@@ -492,13 +470,13 @@ class Net:
 
     def at(self, values: Mapping[str, Array]) -> dict[str, Array]:
         """All values where the attributed tensors have these."""
-        return run(self.nodes, {**self.shared, **{name: oracle.widen(values[name]) for name in self.inputs}})
+        return oracle.run(self.nodes, {**self.shared, **{name: oracle.widen(values[name]) for name in self.inputs}})
 
 
 def prepare(model: onnx.ModelProto, x: Mapping[str, Array], inputs: Sequence[str], output: str) -> Net:
     graph = oracle.load(model)
     nodes = graph.ancestors(output)
-    values_x = run(nodes, {**graph.constants, **{name: oracle.widen(value) for name, value in x.items()}})
+    values_x = oracle.run(nodes, {**graph.constants, **{name: oracle.widen(value) for name, value in x.items()}})
     changing, depends, active = set(inputs), set(inputs), set(inputs)
     for node in nodes:
         outs = {name for name in node.outputs if name}
