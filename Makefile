@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 TYPES := build/types
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo experiments test lint types format clean
+.PHONY: help setup demo experiments coverage test lint types format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -33,8 +33,11 @@ experiments: $(STAMP) ## repeat the experiments of the papers, draw their figure
 		echo "== $$name"; $(BIN)/python models/experiments/$$name.py; \
 	done
 
+coverage: $(STAMP) ## run the node tests of the onnx package, write docs/coverage.md and docs/operators.md
+	$(BIN)/python docs/coverage.py
+
 test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(STAMP) types ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check .

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from onnxlift.flow import Flow, dependents, names
-from onnxlift.graph import Dim, Graph, Node, Shape
+from onnxlift.flow import Flow, Step, dependents, names
+from onnxlift.graph import Dim, Graph, Handle, Node, Shape
+from onnxlift.ports import Ports, ports
 from onnxlift.protobuf import Namer, integer_attribute
 
 
@@ -18,11 +19,13 @@ class Batch:
     """The leading axis shared by the inputs and the explained tensor; `dim` is its extent or symbol.
 
     `led`: every tensor on the path has this very axis in front, so that a run with another extent is sound and
-    values of N samples and of K references can be brought together row by row.
+    values of N samples and of K references can be brought together row by row. `axes`: where the attributed tensors
+    have it, which need not be in front of an internal one.
     """
 
     dim: Dim
     led: bool
+    axes: Mapping[str, int]
 
 
 def find_batch(graph: Graph, flow: Flow, given: Sequence[str]) -> Batch | None:
@@ -37,40 +40,164 @@ def find_batch(graph: Graph, flow: Flow, given: Sequence[str]) -> Batch | None:
     if len(set(leads)) != 1 or leads[0] is None:
         return None
     dim = leads[0]
-    if isinstance(dim, str) and _mixes(graph, flow, dim):
+    axes = {name: _axis(graph.shape(graph.tensors[name]), dim) for name in flow.sources}
+    known = {name: axis for name, axis in axes.items() if axis is not None}
+    if _mixes(graph, flow, dim) or len(known) < len(axes):
         return None
     if last == dim:
-        return Batch(dim, isinstance(dim, str) and _is_led(graph, flow, dim))
+        return Batch(dim, isinstance(dim, str) and _is_led(graph, flow, dim), known)
     others = {size for shape in shapes[:-1] for size in (shape or ())[1:]}
-    unknown = isinstance(dim, str) and not isinstance(last, int) and last not in others and not _holds(dim, last)
-    return Batch(dim, led=False) if unknown else None
+    unknown = (
+        not _stacks(graph, flow)
+        and isinstance(dim, str)
+        and not isinstance(last, int)
+        and last not in others
+        and not _holds(dim, last)
+    )
+    return Batch(dim, led=False, axes=known) if unknown else None
 
 
-def _mixes(graph: Graph, flow: Flow, batch: str) -> bool:
+def _axis(shape: Shape, batch: Dim) -> int | None:
+    """The axis of an attributed tensor that counts samples; None where it cannot be told."""
+    if shape is None or not shape:
+        return None
+    if shape[0] == batch or (shape[0] is None and batch not in shape):
+        return 0
+    return shape.index(batch) if isinstance(batch, str) and shape.count(batch) == 1 else None
+
+
+def _stacks(graph: Graph, flow: Flow) -> bool:
+    """Whether importance passes what a Loop stacks: an extent that cannot be told may count its iterations then."""
+    return any(
+        leaf.name in inner.targets
+        for step in flow.all_steps
+        if step.node.op == "Loop"
+        for port, inner in zip(ports(graph, step.node), step.flows, strict=True)
+        for leaf, _ in port.leaves[len(port.states) :]
+    )
+
+
+def _mixes(graph: Graph, flow: Flow, batch: Dim) -> bool:
     """Whether the path computes along the axis that leads the inputs: it counts tokens or rows then, not samples."""
     for step in flow.steps:
         shapes = [graph.shape(graph.tensors[name]) for name in names(step.node.outputs) if name in flow.active]
-        if any(shape is not None and shape.count(batch) > 1 for shape in shapes):
+        if isinstance(batch, str) and any(shape is not None and shape.count(batch) > 1 for shape in shapes):
             return True
         x = graph.shape(step.node.inputs[0])
-        if x and x[0] == batch and _works_along_the_first_axis(step.node, len(x)):
+        if x and x[0] == batch != 1 and _works_along_the_first_axis(step.node, len(x)):
             return True
+        picks = step.node.op == "Gather" and step.node.inputs[0].name in flow.active
+        if picks and x and x[0] == batch != 1 and step.node.attrs.get("axis", 0) % len(x) == 0:
+            return True
+        for port, inner in zip(ports(graph, step.node), step.flows, strict=False):
+            if _runs_along(graph, step, port, inner, batch) or _mixes(port.body, inner, batch):
+                return True
     return False
+
+
+def _runs_along(graph: Graph, step: Step, port: Ports, inner: Flow, batch: Dim) -> bool:
+    """Whether the iterations of a Loop or Scan count what leads the inputs, and one of them sees more than its own.
+
+    Iterations that share nothing (no state, nothing read from outside) are samples that stay apart.
+    """
+    shared = bool(step.roots) or any(taken.name in inner.active for _, taken in port.states)
+    if step.node.op == "If" or batch == 1 or not shared:
+        return False
+    axes = step.node.attrs.get("scan_input_axes") or [0] * len(port.slices)
+    for (outside, taken), axis in zip(port.slices, axes, strict=True):
+        shape = graph.shape(outside)
+        if taken.name in inner.active and shape and shape[axis] == batch:
+            return True
+    stacked = port.leaves[len(port.states) :]
+    axes = step.node.attrs.get("scan_output_axes") or [0] * len(stacked)
+    return any(
+        made.name in inner.targets and _counts(graph.shape(outside), axis, batch)
+        for (made, outside), axis in zip(stacked, axes, strict=True)
+    )
+
+
+def _counts(shape: Shape, axis: int, batch: Dim) -> bool:
+    """Whether the axis that stacks iterations may be the batch: it is called so, or no other axis is."""
+    if not shape:
+        return True
+    place = axis % len(shape)
+    return shape[place] == batch or (
+        not isinstance(shape[place], int) and batch not in (*shape[:place], *shape[place + 1 :])
+    )
 
 
 def _works_along_the_first_axis(node: Node, rank: int) -> bool:
+    if node.op.startswith("Reduce") and (len(node.inputs) > 1 or not node.attrs.get("noop_with_empty_axes", 0)):
+        axes = Graph.value(node.inputs[1]) if len(node.inputs) > 1 else np.array([0])
+        return axes is None or 0 in axes % rank
     match node.op:
-        case "Softmax" | "LogSoftmax" | "LayerNormalization":
+        case "Softmax" | "LogSoftmax" | "Hardmax" | "LpNormalization" | "Normalizer" | "LayerNormalization" | "TopK":
             return bool(node.attrs.get("axis", -1) % rank == 0)
+        case "ScatterElements" if _lead(node.inputs[0]) != _lead(node.inputs[1]):
+            return True  # it writes to the first rows only
+        case "Concat" | "Split" | "GatherElements" | "ScatterElements":
+            return bool(node.attrs.get("axis", 0) % rank == 0)
+        case "Flatten":
+            return bool(node.attrs.get("axis", 1) % rank == 0)
+        case "ReverseSequence":
+            return bool(node.attrs.get("time_axis", 0) % rank == 0)
+        case "MeanVarianceNormalization":
+            return any(axis % rank == 0 for axis in node.attrs.get("axes", (0, 2, 3)))
         case "CumSum":
             axis = Graph.value(node.inputs[1])
             return axis is None or int(axis.item()) % rank == 0
+        case "DFT":
+            axis = Graph.value(node.inputs[2]) if len(node.inputs) > 2 else np.array(-2)
+            return axis is None or int(axis.item()) % rank == 0
+        case "BatchNormalization":
+            return bool(node.attrs.get("training_mode", 0))
+        case "Einsum":
+            return _sums_over_the_first_axis(node)
+        case "ScatterND":
+            return not _writes_to_its_own_row(node.inputs[1])
+        case "OneHot" | "Compress":  # the two values of the one; what the other keeps is not every sample
+            return bool(node.op == "OneHot" or node.attrs.get("axis", 0) % rank == 0)
+        case "RoiAlign" | "MaxRoiPool":
+            return True  # its output counts boxes
         case "Trilu":
             return rank == 2
         case "Slice":
+            if _cuts_the_first_axis(node, rank):
+                return True
             steps = Graph.value(node.inputs[4]) if len(node.inputs) > 4 else None
             return steps is not None and bool((steps < 0).any())
     return False
+
+
+def _cuts_the_first_axis(node: Node, rank: int) -> bool:
+    """Whether a Slice leaves samples out, or its axes are given at run time."""
+    if len(node.inputs) > 3 and node.inputs[3].name:
+        axes = Graph.value(node.inputs[3])
+        if axes is None or 0 not in axes % rank:
+            return axes is None
+    before, after = (Graph.shape(handle) for handle in (node.inputs[0], node.outputs[0]))
+    return before is None or after is None or before[0] != after[0]
+
+
+def _lead(handle: Handle) -> Dim:
+    """The first extent, None where it is unknown."""
+    return (Graph.shape(handle) or (None,))[0]
+
+
+def _writes_to_its_own_row(indices: Handle) -> bool:
+    """Whether row n of the updates goes to row n. Of indices that are computed this is taken for granted."""
+    value = Graph.value(indices)
+    if value is None:
+        return Graph.is_computed(indices)
+    rows = value[..., 0]
+    return rows.ndim > 0 and bool((np.moveaxis(rows, 0, -1) == np.arange(len(rows))).all())
+
+
+def _sums_over_the_first_axis(node: Node) -> bool:
+    """Whether an Einsum sums over the axis that leads its first operand."""
+    left, arrow, output = str(node.attrs["equation"]).replace(" ", "").partition("->")
+    first = left[0]
+    return first.isalpha() and (first not in output if arrow else left.count(first) > 1)
 
 
 def _is_led(graph: Graph, flow: Flow, batch: str) -> bool:
@@ -81,6 +208,8 @@ def _is_led(graph: Graph, flow: Flow, batch: str) -> bool:
 
     rerun = dependents(graph, flow.sources, through_shapes=True)
     for step in flow.steps:
+        if step.flows or _numbers_rows(step.node):
+            return False
         for name in (*names(step.node.inputs), *names(step.node.outputs)):
             dims = shape(name)
             leads = dims is not None and dims[:1] == (batch,) and not _mentions(batch, dims[1:])
@@ -94,6 +223,11 @@ def _is_led(graph: Graph, flow: Flow, batch: str) -> bool:
             if any(_mentions(batch, held) or (held and held[0] in others) for held in shapes):
                 return False
     return True
+
+
+def _numbers_rows(node: Node) -> bool:
+    """Whether its indices tell the samples, which have other numbers in a run with more rows."""
+    return node.op == "ScatterND" or (node.op == "GatherND" and not node.attrs.get("batch_dims", 0))
 
 
 def other_leads(graph: Graph, batch: Dim) -> dict[Dim, str]:

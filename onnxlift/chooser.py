@@ -6,7 +6,7 @@ import fnmatch
 
 from onnxlift import registry
 from onnxlift.errors import OptionError, listed
-from onnxlift.flow import Flow, names
+from onnxlift.flow import Flow, names, producers
 from onnxlift.graph import Graph, Node
 from onnxlift.plan import RULES, Choice, Plan, Preset
 
@@ -27,7 +27,7 @@ class Chooser:
         self.normalize_softmax = plan.normalize_softmax or preset.plan.normalize_softmax
         self.normalize_one_hot = plan.normalize_one_hot or preset.plan.normalize_one_hot
         self._instead = plan.instead if preset.conserves else {}
-        self._producers = {name: node for node in graph.nodes for name in names(node.outputs)}
+        self._producers = producers(graph)
         self._chosen: dict[str, registry.Rule | None] = {}
         self._fed_by: dict[str, str] = {}
         _check_known(plan)
@@ -96,7 +96,7 @@ class Chooser:
         for choice in self.plan.choices:
             if not choice.is_specific:
                 continue
-            matched = [step.node for step in flow.steps if self._matches(choice, step.node)]
+            matched = [step.node for step in flow.all_steps if self._matches(choice, step.node)]
             if not matched:
                 raise OptionError(
                     f"the plan's choice ({choice}) matches no node between {listed(flow.sources)} and {flow.target!r}"
@@ -134,12 +134,12 @@ class Chooser:
         return found
 
     def notes(self, flow: Flow) -> list[str]:
-        """What a preset that goes by layers could not place: it takes Rescale."""
+        """What cannot be told before the graph runs, and what a preset that goes by layers could not place."""
         if self.preset is not RULES["genomics"]:
-            return []
-        return [
+            return flow.notes
+        return flow.notes + [
             f"{step.node.op} {step.node.name!r} is fed by neither a dense layer nor a convolution and takes {rule.name}"
-            for step in flow.steps
+            for step in flow.all_steps
             if (rule := self.rule(step.node)) is not None
             and rule.elementwise
             and not rule.signed

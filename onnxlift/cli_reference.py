@@ -18,8 +18,8 @@ from onnxlift.spec import FORMS, OF_FILES, channel_axis, is_named, parse
 HELP = (
     "What to compare with. Given at run time: paired, shared, grouped. The same for all samples: zeros, constant:0.5, "
     "frequencies:0.3,0.2,0.2,0.3, mean:FILE, frequencies:FILE, background:FILE, background:FILE:K (K of its rows), or "
-    "the FILE (.npy, .npz) of the references themselves. Made of each sample: shuffle:K, dinuc-shuffle:K, blur:SIGMA. "
-    "[default: paired]"
+    "the FILE (.npy, .npz) of the references themselves. Made of each sample: shuffle:K, dinuc-shuffle:K, blur:SIGMA, "
+    "token:ID, token:ID:KEPT,KEPT. [default: paired]"
 )
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)

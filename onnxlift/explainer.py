@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnxlift.errors import OptionError
-from onnxlift.functions import cast, concat, expand, reduce_mean, reduce_sum, reshape, shape_of
+from onnxlift.functions import cast, clip, concat, expand, reduce_mean, reduce_sum, reshape, shape_of
 from onnxlift.graph import Handle
 from onnxlift.one_hot import centred, hypothetical, off_constraint
 from onnxlift.plan import Preset
@@ -14,7 +14,7 @@ from onnxlift.reference import PAIRS, Crossed
 from onnxlift.signed import Multiplier
 from onnxlift.site import Value
 from onnxlift.target import weighted_sum
-from onnxlift.tensor import Tensor
+from onnxlift.tensor import Tensor, limits
 from onnxlift.walk import Values, Walk
 
 METADATA_KEY = "onnxlift"
@@ -37,6 +37,7 @@ class Results:
     """The outputs of an explainer, taken from a finished walk.
 
     `value`: the tensors at the input and at the reference. `lift` brings a multiplier of the walk to their batch.
+    `batch_axes`: where attributed tensors have the batch axis; none where the model has none.
     `one_hot`: the channel axis of attributed tensors, by name. `normalized`: with the weights of LIFTPAD eq. 20.
     """
 
@@ -50,7 +51,7 @@ class Results:
         one_hot: Mapping[str, int],
         *,
         normalized: bool,
-        batched: bool,
+        batch_axes: Mapping[str, int] | None,
     ) -> None:
         self.walk = walk
         self.value = value
@@ -61,7 +62,8 @@ class Results:
         self.lift = lift
         self.one_hot = one_hot
         self.normalized = normalized
-        self.batched = batched
+        self.batched = batch_axes is not None
+        self.batch_axes = batch_axes or {}
 
     def write(self, originals: Sequence[str], emit: Sequence[str], expose: Sequence[str]) -> None:
         """Make them the graph's outputs: the model's own first, under their own names."""
@@ -122,7 +124,8 @@ class Results:
             return self.mean_multiplier(name)
         value, m = self.stated(name), self.multiplier(name)
         m = Multiplier(self.lift(m.mean), m.half)
-        c = m.contribution(value.d, value.parts if m.half else None)
+        d = value.map(finite).d if len(self.walk.flow.sources) > 1 else value.d
+        c = m.contribution(d, value.parts if m.half else None)
         if self.normalized and name in self.one_hot and (own := self.walk.multiplier(name)) is not None:
             c = c + off_constraint(self.lift(own.mean), value.x, self.one_hot[name])
         if hypothetical is None:
@@ -161,7 +164,7 @@ class Results:
         t_r = self.per_sample(weighted_sum(self.value(target).r, self.seed.lifted, self.batched), t_x)
         gap = t_x - t_r
         for name, c in contributions.items():
-            axes = range(int(self.batched), self.value(name).rank)
+            axes = [axis for axis in range(self.value(name).rank) if axis != self.batch_axes.get(name)]
             gap = gap - reduce_sum(cast(c, t_x.dtype), axes, keepdims=False)
         gap.shape = t_x.shape
         return {TARGET_OUTPUT: t_x, TARGET_REFERENCE: t_r, GAP: gap}
@@ -204,3 +207,8 @@ def mean_over_references(tensor: Tensor, crossed: Crossed, rest: Sequence[Tensor
     wide = reshape(tensor, concat([crossed.samples, crossed.references, *rest], axis=0))
     wide.shape = (None, None, *(tensor.shape or ())[1:])
     return reduce_mean(wide, [1], keepdims=False)
+
+
+def finite(x: Tensor) -> Tensor:
+    """Infinity as a number: a mask of it, an input beside others, has no difference where both runs have it."""
+    return clip(x, -limits(x).largest, limits(x).largest)

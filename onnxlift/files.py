@@ -9,13 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+from onnx.defs import onnx_opset_version
 
-from onnxlift.arrays import PathLike, destination, temporary
+from onnxlift.arrays import PathLike, destination, replacing, temporary
 from onnxlift.errors import ModelError
 from onnxlift.protobuf import is_external, is_small, nested, nodes, opset
 
-MAX_OPSET = 26
-"""The last opset that ONNX Runtime 1.31 loads."""
+MAX_OPSET = onnx_opset_version()
+"""The last opset that the installed onnx knows. Explainers are written at an older one, which ONNX Runtime loads."""
+
+_ALIGNMENT = 4096  # so that ONNX Runtime can map the tensors into memory
+_PIECE = 1 << 24
 
 # Narrower than what numpy stores.
 _BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6, "INT2": 2, "UINT2": 2}
@@ -26,9 +30,9 @@ def load(model: ModelProto | PathLike, *, weights: bool = True) -> ModelProto:
 
     `weights=True` reads external data into the model; `weights=False` leaves it as checked references, for
     models over 2 GB. External data must lie inside the model file's folder; nothing is ever unpickled.
-    Raises ModelError: unreadable, empty, truncated or not ONNX; opset above 26; graph inputs without a type or with
-    the same name; tensors whose data are not of their type and shape; external data that is missing, outside of the
-    folder, or too short.
+    Raises ModelError: unreadable, empty, truncated or not ONNX; an opset that the installed onnx does not know; graph
+    inputs without a type or with the same name; tensors whose data are not of their type and shape; external data that
+    is missing, outside of the folder, or too short.
     """
     result = ModelProto()
     if isinstance(model, ModelProto):
@@ -99,6 +103,43 @@ def save(model: ModelProto, path: PathLike) -> None:
             partial.unlink()
 
 
+def weights_elsewhere(model: ModelProto, folder: Path) -> int:
+    """How many bytes of the model's tensors lie in other files, in `folder`."""
+    return sum(_locate(tensor, folder)[2] for tensor in _tensors(model) if is_external(tensor))
+
+
+def save_with_weights(model: ModelProto, path: PathLike, folder: Path) -> None:
+    """Writes the model and, in one file called after it (`NAME.data`), the external data it refers to in `folder`.
+
+    The data are copied piece by piece, never held. Raises ModelError as `save` does, and OptionError where there is no
+    place for the copy.
+    """
+    data = Path(f"{destination(path)}.data")
+    owned = ModelProto()
+    owned.CopyFrom(model)
+    try:
+        with replacing(data) as stream:
+            for tensor in filter(is_external, _tensors(owned)):
+                file, start, length = _locate(tensor, folder)
+                stream.write(b"\0" * (-stream.tell() % _ALIGNMENT))
+                del tensor.external_data[:]
+                for key, value in (("location", data.name), ("offset", stream.tell()), ("length", length)):
+                    tensor.external_data.add(key=key, value=str(value))
+                with file.open("rb") as source:
+                    source.seek(start)
+                    while length:
+                        piece = source.read(min(length, _PIECE))
+                        stream.write(piece)
+                        length -= len(piece)
+    except OSError as error:
+        raise ModelError(f"Cannot copy the weights to {data}: {error.strerror}. Choose another folder.") from error
+    try:
+        save(owned, path)
+    except ModelError:
+        data.unlink()
+        raise
+
+
 def with_small_tensors(model: ModelProto, folder: Path) -> ModelProto:
     """The model with every small external tensor read from `folder`, so that it can be computed with: a copy, or
     the model itself where it has none. Big ones stay references."""
@@ -124,8 +165,8 @@ def _check_readable(model: ModelProto, where: str) -> None:
         )
     if opset(model) > MAX_OPSET:
         raise ModelError(
-            f"{where} uses ai.onnx opset {opset(model)}; ONNX Runtime 1.31 loads up to {MAX_OPSET}. "
-            f"Export it with an opset of at most {MAX_OPSET}."
+            f"{where} uses ai.onnx opset {opset(model)}; the installed onnx knows those up to {MAX_OPSET}. "
+            f"Export it with an opset of at most {MAX_OPSET}, or install a newer onnx."
         )
 
 

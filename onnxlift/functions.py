@@ -130,6 +130,20 @@ def unsqueeze(x: Tensor, axes: Sequence[int]) -> Tensor:
     return x.emitter.op("Unsqueeze", x, x.emitter.ints(axes), shape=shape)
 
 
+def squeeze(x: Tensor, axes: Sequence[int]) -> Tensor:
+    """Without `axes` (non-negative), of extent 1."""
+    shape = None if x.shape is None else tuple(dim for axis, dim in enumerate(x.shape) if axis not in axes)
+    return x.emitter.op("Squeeze", x, x.emitter.ints(axes), shape=shape)
+
+
+def split(x: Tensor, sizes: Sequence[int], axis: int) -> tuple[Tensor, ...]:
+    """Pieces of the given extents along one axis (non-negative); one piece is `x` itself."""
+    if len(sizes) == 1:
+        return (x,)
+    shapes = [x.shape and (*x.shape[:axis], size, *x.shape[axis + 1 :]) for size in sizes]
+    return x.emitter.ops("Split", x, x.emitter.ints(sizes), axis=axis, shapes=shapes)
+
+
 def expand(x: Tensor, shape: Tensor | Sequence[int]) -> Tensor:
     """Broadcast to a list of ints or to a run-time shape tensor."""
     target = shape if isinstance(shape, Tensor) else x.emitter.ints(shape)

@@ -8,7 +8,7 @@ quadratic).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,7 +18,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from onnxlift.errors import OptionError
-from onnxlift.protobuf import SMALL, copy_documentation
+from onnxlift.protobuf import SMALL, copy_documentation, nested
 
 G_LOGGER.severity = G_LOGGER.ERROR
 
@@ -34,11 +34,13 @@ class Graph:
     """A model in normal form, open for new nodes.
 
     `nodes` are the model's own, in topological order; whatever is added is appended, so that the order stays
-    topological as long as a node is added after its inputs.
+    topological as long as a node is added after its inputs. `refused`: why nodes could not be brought to operators that
+    have a rule, by their first output.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, refused: Mapping[str, str] | None = None) -> None:
         self._model = model
+        self.refused = refused or {}
         self._graph = gs.import_onnx(model)
         self.nodes: list[Node] = list(self._graph.nodes)
         self.tensors: dict[str, Handle] = {}
@@ -48,8 +50,16 @@ class Graph:
             for handle in (*node.inputs, *node.outputs):
                 if handle.name:
                     self.tensors[handle.name] = handle
+        outside = set(self.tensors)
+        for body in self._graph.subgraphs(recursive=True):
+            inner = [handle for node in body.nodes for handle in (*node.inputs, *node.outputs)]
+            for handle in (*body.inputs, *inner):
+                if handle.name:
+                    self.tensors.setdefault(handle.name, handle)
         self.own = frozenset(self.tensors)
-        """Names of the model's own tensors."""
+        """Names of the model's own tensors, those inside of bodies included."""
+        self.inside = self.own - outside
+        """Names of those inside of bodies: they have a value per iteration, and none outside."""
 
     @property
     def inputs(self) -> list[str]:
@@ -61,11 +71,35 @@ class Graph:
         """Names of the graph outputs."""
         return [tensor.name for tensor in self._graph.outputs]
 
+    @property
+    def input_handles(self) -> list[Handle]:
+        """The graph inputs."""
+        return list(self._graph.inputs)
+
+    @property
+    def output_handles(self) -> list[Handle]:
+        """The graph outputs."""
+        return list(self._graph.outputs)
+
+    def body(self, node: Node, attribute: str) -> Graph:
+        """A graph inside of a node, an If's branch or the body of a Loop or Scan."""
+        return Body(self, node.attrs[attribute])
+
+    def new_body(self) -> Graph:
+        """An empty graph, which may read the tensors of this one."""
+        return Body(self, gs.Graph(name="body"))
+
+    @property
+    def as_attribute(self) -> object:
+        """The graph as the attribute of a node, without what its outputs do not need."""
+        self._prune()
+        return self._graph
+
     @staticmethod
     def dtype(handle: Handle) -> np.dtype[Any] | None:
         """The element type, None where it is unknown or not a tensor's (sequence, optional, string)."""
         kind: Any = handle.dtype
-        if getattr(handle, "type", "tensor_type") != "tensor_type" or kind is None:
+        if not Graph.is_tensor(handle) or kind is None:
             return None
         if isinstance(kind, int):  # an ONNX type without a NumPy counterpart
             try:
@@ -74,6 +108,11 @@ class Graph:
                 return None
         dtype: np.dtype[Any] = np.dtype(kind)
         return dtype
+
+    @staticmethod
+    def is_tensor(handle: Handle) -> bool:
+        """Whether it is a tensor, and no sequence, map or optional."""
+        return bool(getattr(handle, "type", "tensor_type") == "tensor_type")
 
     @staticmethod
     def shape(handle: Handle) -> Shape:
@@ -156,6 +195,27 @@ class Graph:
         self._graph.inputs.append(handle)
         return handle
 
+    def add_body_input(self, name: str, dtype: np.dtype[Any] | None, shape: Shape) -> Handle:
+        """A new input of a body; a taken name gets a number. No dtype: it is no tensor."""
+        handle = gs.Variable(self.unused(name), dtype=dtype, shape=_exported(shape))
+        self.tensors[handle.name] = handle
+        self._graph.inputs.append(handle)
+        return handle
+
+    def drop_unread_inputs(self, names: Iterable[str]) -> list[str]:
+        """Take away those of a body's inputs that nothing in it needs; returns the names of those that are gone."""
+        self._prune()
+        read = {id(handle) for handle in self._graph.outputs}
+        for graph in (self._graph, *self._graph.subgraphs(recursive=True)):
+            read.update(id(handle) for node in graph.nodes for handle in node.inputs)
+        unread = [handle for handle in self._graph.inputs if id(handle) not in read and handle.name in set(names)]
+        self._graph.inputs = [handle for handle in self._graph.inputs if handle not in unread]
+        return [handle.name for handle in unread]
+
+    def add_output(self, handle: Handle) -> None:
+        """One more graph output."""
+        self._graph.outputs.append(handle)
+
     def set_outputs(self, handles: Sequence[Handle]) -> None:
         """The graph outputs from now on."""
         self._graph.outputs = list(handles)
@@ -186,18 +246,12 @@ class Graph:
         Shapes are written for the model's own tensors only: ONNX Runtime infers the others, and they would make up a
         third of the file.
         """
-        needed = {id(handle) for handle in self._graph.outputs}
-        kept = []
-        for node in reversed(self._graph.nodes):
-            if any(id(handle) in needed for handle in node.outputs):
-                kept.append(node)
-                needed.update(id(handle) for handle in node.inputs)
-                for subgraph in node.subgraphs(recursive=True):
-                    needed.update(id(handle) for inner in subgraph.nodes for handle in inner.inputs)
-        self._graph.nodes = kept[::-1]
+        self._prune()
+        self._drop_unread_stacks()
         self._hide_types()
         proto = gs.export_onnx(self._graph, do_type_check=False)
         self._restore_types(proto.graph)
+        _hoist(proto.graph)
         model = onnx.ModelProto(ir_version=self._model.ir_version, opset_import=self._model.opset_import)
         model.graph.CopyFrom(proto.graph)
         described = [value for value in proto.graph.value_info if value.name in self.own]
@@ -208,6 +262,37 @@ class Graph:
             entry = model.metadata_props.add()
             entry.key, entry.value = key, value
         return model
+
+    def _prune(self) -> None:
+        """Drop the nodes that no output needs."""
+        needed = {id(handle) for handle in self._graph.outputs}
+        kept = []
+        for node in reversed(self._graph.nodes):
+            if any(id(handle) in needed for handle in node.outputs):
+                kept.append(node)
+                needed.update(id(handle) for handle in node.inputs)
+                for subgraph in node.subgraphs(recursive=True):
+                    needed.update(id(handle) for handle in subgraph.outputs)
+                    needed.update(id(handle) for inner in subgraph.nodes for handle in inner.inputs)
+        self._graph.nodes = kept[::-1]
+
+    def _drop_unread_stacks(self) -> None:
+        """Take from Loops and Scans the added outputs that nothing reads: a stacked state may be large."""
+        graphs = [self._graph, *self._graph.subgraphs(recursive=True)]
+        read = {id(handle) for graph in graphs for handle in graph.outputs}
+        read.update(id(handle) for graph in graphs for node in graph.nodes for handle in node.inputs)
+        for node in (node for graph in graphs for node in graph.nodes if node.op in ("Loop", "Scan")):
+            body = node.attrs["body"]
+            states = len(node.inputs) - (2 if node.op == "Loop" else int(node.attrs["num_scan_inputs"]))
+            for k in reversed(range(states, len(node.outputs))):
+                if id(node.outputs[k]) in read or not node.outputs[k].name or node.outputs[k].name in self.own:
+                    continue
+                del node.outputs[k]
+                del body.outputs[k + (node.op == "Loop")]
+                for attribute in ("scan_output_axes", "scan_output_directions"):
+                    if node.attrs.get(attribute):
+                        node.attrs[attribute] = [v for i, v in enumerate(node.attrs[attribute]) if i != k - states]
+            Body(self, body)._prune()
 
     def _hide_types(self) -> None:
         """GraphSurgeon can write the types of tensors and of sequences of them only; ONNX Runtime infers the others."""
@@ -225,5 +310,35 @@ class Graph:
                 value.type.CopyFrom(types[value.name])
 
 
+class Body(Graph):
+    """A graph inside of a node. It shares the names of tensors with the one around it."""
+
+    def __init__(self, outer: Graph, body: gs.Graph) -> None:
+        self._model = outer._model
+        self._graph = body
+        self.nodes = list(body.nodes)
+        self.tensors = outer.tensors
+        self.own = outer.own
+        self.inside = outer.inside
+        self.refused = outer.refused
+
+
+def _hoist(graph: onnx.GraphProto) -> None:
+    """Move the constants that GraphSurgeon copies into every body to the main graph, each of them once."""
+    known = {tensor.name for tensor in graph.initializer}
+    for body in nested(graph.node):
+        graph.initializer.extend(tensor for tensor in body.initializer if tensor.name not in known)
+        known.update(tensor.name for tensor in body.initializer)
+        del body.initializer[:]
+        del body.value_info[:]
+
+
 def _exported(shape: Shape) -> list[int | str | None] | None:
     return None if shape is None else list(shape)
+
+
+def detached(name: str, dtype: np.dtype[Any] | None, shape: Shape, value: np.ndarray[Any, Any] | None) -> Handle:
+    """The handle of a tensor that is in no graph: a constant where its value is known."""
+    if value is not None:
+        return gs.Constant(name, value)
+    return gs.Variable(name, dtype=dtype, shape=_exported(shape))

@@ -6,7 +6,6 @@ models over 2 GB work by reference.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,9 +20,20 @@ from onnx import (
     version_converter,
 )
 
+from onnxlift.bodies import separate_names
 from onnxlift.errors import ModelError
 from onnxlift.files import with_small_tensors
-from onnxlift.opset import BASE_IR, BASE_OPSET, constant, dense, hoist_constants, inline, sort, to_base_opset
+from onnxlift.opset import (
+    BASE_IR,
+    BASE_OPSET,
+    constant,
+    dense,
+    hoist_constants,
+    inline,
+    sort,
+    take_constants,
+    to_base_opset,
+)
 from onnxlift.protobuf import (
     Namer,
     add_initializer,
@@ -32,12 +42,11 @@ from onnxlift.protobuf import (
     forget_types,
     is_external,
     is_small,
-    nested,
     nodes,
     opset,
     replace_nodes,
 )
-from onnxlift.shapes import TypePass
+from onnxlift.shapes import Replace, TypePass
 from onnxlift.symbols import name_dims
 
 _BROKEN = (
@@ -52,7 +61,11 @@ _BROKEN = (
 """What onnx raises on a broken model, as do the passes that rely on its being whole."""
 
 
-def normal_form(model: ModelProto, *, folder: Path | None = None) -> ModelProto:
+def _nothing(node: NodeProto, types: TypePass) -> bool:
+    return False
+
+
+def normal_form(model: ModelProto, *, folder: Path | None = None, replace: Replace = _nothing) -> ModelProto:
     """A new model that computes the same, in this form (`model` is not changed):
 
      1. no local functions, no unused opset imports;
@@ -71,31 +84,38 @@ def normal_form(model: ModelProto, *, folder: Path | None = None) -> ModelProto:
      8. every node, those of subgraphs included, has a unique name;
      9. inputs (but 4.) and outputs keep names, order and types, and their values are equal.
 
+     10. tensors inside of If, Loop and Scan have names that no other tensor has, and constants none of them holds;
+        an If with a constant condition is its branch.
+
     `folder`: where external data lies, for a model loaded with weights=False: small tensors are then read.
+    `replace`: may put other nodes in the place of one that depends on an input (onnxlift/lowering).
     Raises ModelError: cycles, undefined or doubly defined tensors, operators or types that opset 21 cannot
     express, and whatever else onnx finds broken.
     """
     try:
-        return _normal_form(model, folder)
+        return _normal_form(model, folder, replace)
     except _BROKEN as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"The model cannot be brought to normal form: {reason}. Export it again.") from error
 
 
-def _normal_form(model: ModelProto, folder: Path | None) -> ModelProto:
+def _normal_form(model: ModelProto, folder: Path | None, replace: Replace) -> ModelProto:
     if folder is not None:
         model = with_small_tensors(model, folder)
     work, weights = _skeleton(model)
     if work.functions:
         work = inline(work)
+        separate_names(work)
     hoist_constants(work.graph)
     sort(work.graph)
     if opset(work) != BASE_OPSET:
         work = to_base_opset(work)
+        separate_names(work)
         hoist_constants(work.graph)
         sort(work.graph)
     values = (*model.graph.value_info, *model.graph.output)
-    walk = TypePass(work, {value.name: value.type for value in values if value.HasField("type")})
+    declared = {value.name: value.type for value in values if value.HasField("type")}
+    walk = TypePass(work, declared, weights, replace)
     walk.run()
     _write_computation(work, walk)
     _write_types(work, walk)
@@ -119,6 +139,8 @@ def _skeleton(model: ModelProto) -> tuple[ModelProto, dict[str, TensorProto]]:
             work.graph.node.append(node)
         else:
             constants[node.output[0]] = tensor
+    separate_names(work)
+    constants |= take_constants(work.graph)
     work.graph.input.extend(value for value in graph.input if value.name not in constants)
     work.graph.output.extend(graph.output)
     name_dims(work.graph.input)
@@ -166,17 +188,13 @@ def _write_computation(work: ModelProto, walk: TypePass) -> None:
 
 
 def _write_types(work: ModelProto, walk: TypePass) -> None:
-    """Types of everything that nodes make, inside of subgraphs too."""
+    """Types of everything that nodes of the main graph make."""
     graph = work.graph
     for value in graph.output:
         if value.name in walk.types:
             value.type.CopyFrom(walk.types[value.name])
     made = [name for node in graph.node for name in node.output if name in walk.types and name not in walk.outputs]
     graph.value_info.extend(ValueInfoProto(name=name, type=walk.types[name]) for name in made)
-    if any(nested(graph.node)):
-        with contextlib.suppress(shape_inference.InferenceError, RuntimeError):
-            typed = shape_inference.infer_shapes(work, data_prop=True)
-            replace_nodes(graph, typed.graph.node)
 
 
 def _write_names_and_imports(work: ModelProto) -> None:

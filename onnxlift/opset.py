@@ -21,20 +21,24 @@ from onnx import (
     version_converter,
 )
 
+from onnxlift.cumprod import replace_cumulative_products
 from onnxlift.errors import ModelError
 from onnxlift.protobuf import (
     Namer,
     add_initializer,
+    all_names,
     captured,
     forget_types,
     integer_attribute,
     is_external,
+    nested,
     nodes,
     opset,
     replace_nodes,
     subgraphs,
     where,
 )
+from onnxlift.tensor_scatter import replace_tensor_scatters
 
 BASE_OPSET = 21
 """The last opset for which ONNX Runtime's CUDA provider has all kernels."""
@@ -71,7 +75,7 @@ def dense(sparse: SparseTensorProto, name: str) -> TensorProto:
 
 
 def hoist_constants(graph: GraphProto) -> None:
-    """Makes initializers of the graph's Constant nodes."""
+    """Makes initializers of the Constant nodes, those of bodies included; names must be unique over all of them."""
     rest = []
     for node in graph.node:
         tensor = constant(node)
@@ -80,6 +84,28 @@ def hoist_constants(graph: GraphProto) -> None:
         else:
             add_initializer(graph, node.output[0], tensor)
     replace_nodes(graph, rest)
+    for name, tensor in take_constants(graph).items():
+        add_initializer(graph, name, tensor)
+
+
+def take_constants(graph: GraphProto) -> dict[str, TensorProto]:
+    """Takes the constants out of the bodies of the graph's nodes."""
+    found = {}
+    for body in nested(graph.node):
+        found.update({tensor.name: copy_of(tensor) for tensor in body.initializer})
+        found.update({sparse.values.name: dense(sparse, sparse.values.name) for sparse in body.sparse_initializer})
+        found.update({node.output[0]: copy_of(tensor) for node in body.node if (tensor := constant(node)) is not None})
+        body.ClearField("initializer")
+        body.ClearField("sparse_initializer")
+        replace_nodes(body, [node for node in body.node if constant(node) is None])
+    return found
+
+
+def copy_of(tensor: TensorProto) -> TensorProto:
+    """A copy that outlives the message that holds the tensor."""
+    copy = TensorProto()
+    copy.CopyFrom(tensor)
+    return copy
 
 
 def sort(graph: GraphProto) -> None:
@@ -128,6 +154,8 @@ def to_base_opset(work: ModelProto) -> ModelProto:
         raise ModelError(
             f"Operators {lost} of ai.onnx opset {version} do not exist at opset {BASE_OPSET}. Replace them."
         )
+    if version < 7:
+        _mend_prelu(result)
     if version < 11:
         _mend_resize(work, result, version)
     if 18 <= version < 21:
@@ -149,8 +177,8 @@ def _sort(graph: GraphProto) -> dict[str, int]:
     """Sorts stably and in linear time; returns, by name, which node computed it before."""
     producer: dict[str, int] = {}
     for i, node in enumerate(graph.node):
-        for nested in subgraphs(node):
-            _sort(nested)
+        for body in subgraphs(node):
+            _sort(body)
         for name in filter(None, node.output):
             if name in producer:
                 raise ModelError(f"Tensor '{name}' is the output of two nodes, {where(node)} is one. Export it again.")
@@ -186,6 +214,8 @@ def _reads(node: NodeProto) -> list[str]:
 
 def _expand_newer(work: ModelProto, version: int) -> ModelProto:
     """Replaces operators that came after BASE_OPSET by their function bodies, which may hold others of that kind."""
+    replace_tensor_scatters(work)
+    replace_cumulative_products(work)
     while newer := [node for node in nodes(work) if not _in_base(node)]:
         for node in newer:
             _write_defaults(node, version)
@@ -219,24 +249,53 @@ def _write_defaults(node: NodeProto, version: int) -> None:
 def _convert(work: ModelProto, version: int) -> ModelProto:
     """onnx's conversion, with inputs and outputs as they were."""
     try:
-        if version < 9 and any(node.op_type == "Scan" for node in nodes(work)):
-            raise RuntimeError("Scan had a batch axis before opset 9")
         typed = _typed(work)
-        if version > BASE_OPSET:
+        hidden = _NO_ADAPTER if version > BASE_OPSET else frozenset()
+        if version < 9 and _unroll_batches(typed):
+            hidden = frozenset(("Scan",))
+        hidden |= frozenset(node.op_type for node in nodes(typed) if not node.domain and _is_foreign(node, version))
+        if hidden:
             typed.opset_import.append(helper.make_opsetid(_HIDDEN, 1))
-            _rename_domain(typed, "", _HIDDEN, _NO_ADAPTER)
+            _rename_domain(typed, "", _HIDDEN, hidden)
         result = version_converter.convert_version(typed, BASE_OPSET)
     except Exception as error:  # ConvertError, RuntimeError of failed assertions
         raise ModelError(
             f"The model cannot be converted from ai.onnx opset {version} to {BASE_OPSET}: {error}. "
             f"Export it at an opset near {BASE_OPSET}."
         ) from error
-    _rename_domain(result, _HIDDEN, "", _NO_ADAPTER)
+    _rename_domain(result, _HIDDEN, "", hidden)
     forget_types(result)
     for field in ("input", "output"):
         result.graph.ClearField(field)
         getattr(result.graph, field).extend(getattr(work.graph, field))
     return result
+
+
+def _unroll_batches(model: ModelProto) -> bool:
+    """Scan had a batch axis before opset 9: it becomes a Scan over the batch whose body is a Scan over the sequence.
+
+    Returns whether there was one.
+    """
+    found = [node for node in nodes(model) if node.op_type == "Scan" and not node.domain]
+    name = Namer(all_names(model.graph))
+    for node in found:
+        if node.input[0]:
+            raise RuntimeError("Scan with sequence lengths of its own has no counterpart after opset 8")
+        body = next(attribute.g for attribute in node.attribute if attribute.name == "body")
+        many = integer_attribute(node, "num_scan_inputs", 0)
+        directions = next((list(item.ints) for item in node.attribute if item.name == "directions"), [0] * many)
+        types = [value.type.tensor_type.elem_type for value in (*body.input, *body.output)]
+        inputs, outputs = ([name(f"{value.name}/sample") for value in values] for values in (body.input, body.output))
+        inner = helper.make_node(
+            "Scan", inputs, outputs, name(node.name), body=body, num_scan_inputs=many, scan_input_directions=directions
+        )
+        infos = [
+            helper.make_tensor_value_info(one, kind, None) for one, kind in zip((*inputs, *outputs), types, strict=True)
+        ]
+        each = helper.make_graph([inner], "sample", infos[: len(inputs)], infos[len(inputs) :])
+        whole = helper.make_node("Scan", node.input[1:], node.output, node.name, body=each, num_scan_inputs=len(inputs))
+        node.CopyFrom(whole)
+    return bool(found)
 
 
 def _typed(work: ModelProto) -> ModelProto:
@@ -272,6 +331,27 @@ def _mend_resize(before: ModelProto, after: ModelProto, version: int) -> None:
         renamed[b.output[0]], b.output[0] = a.output[0], a.output[0]
     for node in nodes(after):
         node.input[:] = [renamed.get(name, name) for name in node.input]
+
+
+def _mend_prelu(model: ModelProto) -> None:
+    """Before opset 7 a slope with one axis is of channels; now it would be of the last axis: it gets trailing ones."""
+    ranks = {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in (*_typed(model).graph.value_info, *model.graph.input)
+        if value.type.tensor_type.HasField("shape")
+    }
+    name = Namer(all_names(model.graph))
+    mended: list[NodeProto] = []
+    for node in model.graph.node:
+        is_prelu = node.op_type == "PRelu" and not node.domain
+        if is_prelu and ranks.get(node.input[1]) == 1 and ranks.get(node.input[0], 0) > 2:
+            shape, slope = name(f"{node.input[1]}/shape"), name(f"{node.input[1]}/channels")
+            ones = np.array([-1, *[1] * (ranks[node.input[0]] - 2)], np.int64)
+            model.graph.initializer.append(numpy_helper.from_array(ones, shape))
+            mended.append(helper.make_node("Reshape", [node.input[1], shape], [slope], slope))
+            node.input[1] = slope
+        mended.append(node)
+    replace_nodes(model.graph, mended)
 
 
 def _per_channel(graph: GraphProto, output: str) -> None:
@@ -312,4 +392,14 @@ def _in_base(node: NodeProto) -> bool:
     try:
         return bool(node.domain) or not onnx.defs.get_schema(node.op_type, BASE_OPSET, "").deprecated
     except onnx.defs.SchemaError:
-        return False
+        return not onnx.defs.has(node.op_type, "")
+
+
+def _is_foreign(node: NodeProto, version: int) -> bool:
+    """Whether ONNX Runtime alone has the operator at this opset: SimplifiedLayerNormalization, early
+    LayerNormalization."""
+    try:
+        onnx.defs.get_schema(node.op_type, version, "")
+    except onnx.defs.SchemaError:
+        return True
+    return False

@@ -10,7 +10,8 @@ from onnxlift.batch import Batch
 from onnxlift.errors import OptionError
 from onnxlift.flow import Flow, ancestors
 from onnxlift.functions import concat, reduce_mean, reshape, shape_of, unsqueeze
-from onnxlift.reference import PAIRS, Crossed, Lead, Runs, replay, rest_of, rows_and, tiled_run
+from onnxlift.reference import PAIRS, Crossed, Runs, rest_of, rows_and, tiled_run
+from onnxlift.replay import Lead, replay
 from onnxlift.site import Pairing, Value
 from onnxlift.tensor import Tensor
 from onnxlift.walk import Values

@@ -71,6 +71,13 @@ def captured(node: NodeProto) -> list[str]:
     return result
 
 
+def all_names(graph: GraphProto) -> set[str]:
+    """Names of the tensors of a graph and of those inside of it."""
+    graphs = (graph, *nested(graph.node))
+    names = {name for each in graphs for node in each.node for name in (*node.input, *node.output)}
+    return names | {item.name for each in graphs for item in (*each.input, *each.output, *each.initializer)}
+
+
 def replace_nodes(graph: GraphProto, kept: Sequence[NodeProto]) -> None:
     """Makes `kept`, which may be nodes of this very graph, its only nodes."""
     copies = GraphProto(node=kept)

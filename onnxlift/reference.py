@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxlift.batch import Batch, other_leads
-from onnxlift.errors import OptionError, RuleError
-from onnxlift.flow import RANDOM, Flow, ancestors, dependents, names, reads
+from onnxlift.errors import OptionError, shown
+from onnxlift.flow import RANDOM, Flow, ancestors, names
 from onnxlift.functions import concat, expand, reduce_sum, reshape, shape_of, unsqueeze
 from onnxlift.graph import Dim, Graph, Shape
+from onnxlift.replay import Lead, replay
 from onnxlift.site import Pairing
 from onnxlift.spec import parse
-from onnxlift.tensor import FLOAT32, Array, Emitter, Tensor
+from onnxlift.tensor import Array, Emitter, Tensor
 
 ReferenceSpec = str | Mapping[str, Array]
 
@@ -149,6 +150,12 @@ def run_twice(
             f"tensor, but input {given[0]!r} has shape {list(inputs[given[0]].shape or ())}: export the model with a "
             "dynamic batch axis, or use reference='paired' and average over calls"
         )
+    behind = [name for name, axis in batch.axes.items() if axis] if several and batch else []
+    if behind:
+        raise OptionError(
+            f"several references need the batch in front of what is attributed to, but {behind[0]!r} has the shape "
+            f"{shown(graph.shape(graph.tensors[behind[0]]) or ())}: use reference='paired' and average over calls"
+        )
     if spec != "paired":
         _check_repeatable(graph, flow)
     match spec:
@@ -239,25 +246,6 @@ def tiled_run(
     return replay(emitter, tiled, ancestors(graph, wanted), suffix, Lead(batch.dim, PAIRS, everywhere=True))
 
 
-@dataclass(frozen=True)
-class Lead:
-    """The leading extent of a run that differs from the model's: `batch` becomes `extent`.
-
-    `everywhere`: the batch may be anywhere in the shapes, also inside of other symbols, so that no symbol can be kept.
-    """
-
-    batch: Dim
-    extent: Dim
-    everywhere: bool = False
-
-    def shape(self, shape: Shape) -> Shape:
-        if not shape:
-            return shape
-        if self.everywhere:
-            return tuple(dim if isinstance(dim, int) else None for dim in shape)
-        return (self.extent if shape[0] == self.batch else shape[0], *shape[1:])
-
-
 def _reference_run(
     emitter: Emitter,
     flow: Flow,
@@ -295,59 +283,6 @@ def on_constraint(r: Tensor, axis: int) -> Tensor:
     result = r + (1 - reduce_sum(r, [axis])) * (1 / extent)
     result.shape = r.shape
     return result
-
-
-def replay(
-    emitter: Emitter,
-    start: Mapping[str, Tensor],
-    wanted: set[str],
-    suffix: str,
-    lead: Lead | None,
-    base: Mapping[str, Tensor] | None = None,
-) -> dict[str, Tensor]:
-    """Emit again what depends on `start` and leads to `wanted`, with `start` in place of the model's tensors.
-
-    A run with an extent of its own emits what depends on shapes again, unless `base` has it: what does not depend on
-    `start` is taken from `base`, or from the model.
-    """
-    graph = emitter.graph
-    run = dict(start)
-    moved = dependents(graph, start, through_shapes=lead is not None and base is None)
-    for node in graph.nodes:
-        outputs = names(node.outputs)
-        if moved.isdisjoint(outputs) or wanted.isdisjoint(outputs) or all(name in run for name in outputs):
-            continue
-        if set(reads(node)) - set(names(node.inputs)):
-            raise RuleError(
-                f"node {node.name!r} ({node.op}) has a subgraph that reads tensors from outside of it, which cannot be "
-                "run at the reference yet"
-            )
-        inputs = [_lookup(emitter, handle.name, run, base) for handle in node.inputs]
-        shapes: list[Shape] = [
-            lead.shape(graph.shape(handle)) if lead else graph.shape(handle) for handle in node.outputs
-        ]
-        dtypes = [graph.dtype(handle) or FLOAT32 for handle in node.outputs]
-        copies = emitter.ops(
-            node.op,
-            *inputs,
-            shapes=shapes,
-            dtypes=dtypes,
-            domain=node.domain or "",
-            names=[f"{handle.name}/{suffix}" if handle.name else "" for handle in node.outputs],
-            **node.attrs,
-        )
-        for handle, copy in zip(node.outputs, copies, strict=True):
-            if handle.name and handle.name not in run:
-                run[handle.name] = copy
-    return run
-
-
-def _lookup(emitter: Emitter, name: str, run: Mapping[str, Tensor], base: Mapping[str, Tensor] | None) -> Tensor | None:
-    if not name:
-        return None
-    if name in run:
-        return run[name]
-    return base[name] if base and name in base else emitter.tensor(name)
 
 
 def _check_repeatable(graph: Graph, flow: Flow) -> None:

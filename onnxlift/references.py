@@ -1,7 +1,7 @@
 """References computed from data: what an input may be compared with (METHOD section 8). NumPy only.
 
 Arrays of samples have the batch in front. `constant`, `frequencies` and `mean` give one row `[1, ...]` for all samples,
-`background` K rows; these can be stored in an explainer. `blur` gives a row for each sample, `shuffle` and
+`background` K rows; these can be stored in an explainer. `tokens` and `blur` give a row for each sample, `shuffle` and
 `dinuc_shuffle` K rows for each, `[N, K, ...]`; these are for an explainer that takes "paired" or "grouped" references.
 """
 
@@ -103,6 +103,18 @@ def background(data: ArrayLike, k: int | None = None, *, seed: int = 0) -> Array
 
 
 # ------------------------------------------------------------------------------------------ rows for each sample
+
+
+def tokens(ids: ArrayLike, token: int, *, keep: Sequence[int] = ()) -> Array:
+    """Every id replaced by one, the padding or the mask token: `[N, ...]` for samples of that shape and dtype.
+
+    `keep`: ids that stay where they are, as those that open and close a sentence. Raises DataError where `ids` are no
+    integers.
+    """
+    data = np.asarray(ids)
+    if data.dtype.kind not in "iu":
+        raise DataError(f"tokens are integers, but the samples have dtype {data.dtype}")
+    return np.where(np.isin(data, list(keep)), data, np.asarray(token, data.dtype))
 
 
 def blur(x: ArrayLike, sigma: float, *, axes: Sequence[int] = (-2, -1)) -> Array:

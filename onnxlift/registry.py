@@ -63,6 +63,25 @@ class Rule:
         return (self.multipliers.__doc__ or "").strip().split("\n")[0]
 
 
+ShareFunction = Callable[["Site", "Sequence[int]", "Sequence[Tensor | None]"], "Sequence[Tensor | None]"]
+"""A node that makes a mask or an index, which of its inputs vary with the data, and what each element of its outputs
+contributes; out comes what each element of its inputs does."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How an operator hands on what its integer or boolean output contributes (rules/conditions.py).
+
+    `inputs`: which inputs may vary with the data; None: all. `elementwise`: it broadcasts, element by element.
+    """
+
+    op: str
+    share: ShareFunction
+    inputs: frozenset[int] | None
+    elementwise: bool
+
+
+_CONDITIONS: dict[str, Condition] = {}
 _RULES: dict[tuple[str, str], dict[str, Rule]] = {}
 _DEFAULT: dict[tuple[str, str], str] = {}
 _STOPS: dict[tuple[str, str], str] = {}
@@ -98,6 +117,27 @@ def rule(
     return register
 
 
+def condition(
+    *ops: str, inputs: Sequence[int] | None = (0,), elementwise: bool = False
+) -> Callable[[ShareFunction], ShareFunction]:
+    """Register the decorated function for masks and indices that `ops` make."""
+
+    def register(function: ShareFunction) -> ShareFunction:
+        for op in ops:
+            if op in _CONDITIONS:
+                raise ValueError(f"operator {op} already makes conditions")
+            varying = None if inputs is None else frozenset(inputs)
+            _CONDITIONS[op] = Condition(op, function, varying, elementwise)
+        return function
+
+    return register
+
+
+def find_condition(op: str) -> Condition | None:
+    """How masks and indices pass an operator on their way; None where they do not."""
+    return _CONDITIONS.get(op)
+
+
 def stop(reason: str, *ops: str, domain: str = "") -> None:
     """Declare that importance ends at `ops`."""
     for op in ops:
@@ -111,6 +151,11 @@ def find(op: str, domain: str = "", name: str | None = None) -> Rule | None:
     key = (domain, op)
     chosen = name if name is not None else _DEFAULT.get(key)
     return None if chosen is None else _RULES.get(key, {}).get(chosen) or _RULES.get(("", ANY), {}).get(chosen)
+
+
+def is_known(op: str, domain: str = "") -> bool:
+    """Whether an operator has a default rule or is a stop."""
+    return (domain, op) in _DEFAULT or (domain, op) in _STOPS
 
 
 def stop_reason(op: str, domain: str = "") -> str | None:

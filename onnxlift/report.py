@@ -20,6 +20,7 @@ from rich.text import Text
 from onnxlift.explanation import Explanation
 from onnxlift.flow import names
 from onnxlift.metadata import conserves, explains
+from onnxlift.ports import all_nodes
 from onnxlift.rewrite import Inspection
 from onnxlift.runtime import Explainer
 from onnxlift.verify import Verification
@@ -133,10 +134,11 @@ def inspection(found: Inspection) -> dict[str, Any]:
     reasons: dict[str, list[str]] = {}
     for problem in found.problems:
         reasons.setdefault(problem.node.name, []).append(problem.reason)
+    active = set().union(*(each.active for each in flow.all_flows))
     nodes = []
-    for step in flow.steps:
+    for step in flow.all_steps:
         rule = found.rules[step.node.name]
-        importance = [name for name in (*names(step.node.inputs), *step.roots) if name in flow.active]
+        importance = [name for name in (*names(step.node.inputs), *step.roots) if name in active]
         entry = {"node": step.node.name, "op": _operator(step.node), "rule": rule.name if rule else None}
         entry["equation"] = rule.equation if rule else None
         entry |= {"importance": list(dict.fromkeys(importance)), "problem": "; ".join(reasons.get(step.node.name, []))}
@@ -152,7 +154,7 @@ def inspection(found: Inspection) -> dict[str, Any]:
         "reveal_cancel": [name for name, rule in found.rules.items() if rule and rule.signed],
         "notes": found.notes,
         "totals": {
-            "nodes": len(found.graph.nodes),
+            "nodes": sum(1 for _ in all_nodes(found.graph)),
             "on_path": len(nodes),
             "stops": len(stops),
             "problems": len(problems),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,11 +19,13 @@ import onnxlift.rules  # noqa: F401 - fills the registry
 from onnxlift import registry
 from onnxlift.batch import find_batch, fix_batch, free_batch
 from onnxlift.chooser import Chooser
+from onnxlift.embedding import entries, entries_inside
 from onnxlift.errors import OptionError, RuleError, listed
 from onnxlift.explainer import EMITS, METADATA_KEY, Results, Seed
-from onnxlift.files import load, save
-from onnxlift.flow import Flow, Problem, dependents, is_float, reads, trace
+from onnxlift.files import load, save, save_with_weights, weights_elsewhere
+from onnxlift.flow import Flow, Problem, dependents, is_float, trace
 from onnxlift.graph import Graph
+from onnxlift.lowering import Lowerer
 from onnxlift.model import normal_form
 from onnxlift.one_hot import OneHot, one_hot_axes
 from onnxlift.options import Options
@@ -33,11 +36,15 @@ from onnxlift.site import Pairing
 from onnxlift.spec import parse
 from onnxlift.target import TargetSpec, as_index, explained_tensor, seed, without_common_part
 from onnxlift.tensor import Emitter, Tensor
+from onnxlift.through import stack_states
 from onnxlift.walk import Values, Walk
 
 log = logging.getLogger("onnxlift")
 
 Model = onnx.ModelProto | str | os.PathLike[str]
+
+OWN_FILE = 1 << 30
+"""Bytes of weights from which an explainer keeps them in a file of their own."""
 
 
 def rewrite(
@@ -59,7 +66,8 @@ def rewrite(
     Args:
         model: path of an ONNX file, or a ModelProto (not changed).
         inputs: graph inputs, or internal tensors such as an embedding's output, to attribute to; default: every float
-            graph input that the explained tensor depends on.
+            graph input that the explained tensor depends on, or, of a model that has none, where tokens or bytes become
+            floats: what they look up in the largest table (its references are still ids, `<input>_reference`).
         output: the tensor explained, a graph output or an internal tensor; default: the first float output. A final
             Softmax or Sigmoid is stepped over to its logits (LIFTPAD 2.4, DeepLIFT 3.6) unless `pre_activation` is
             False.
@@ -70,7 +78,8 @@ def rewrite(
             "grouped" (`[N, K, ...]`, averaged); the same for all samples: "zeros", "constant:0.5",
             "frequencies:0.3,0.2,0.2,0.3" (along the channels of a one-hot input), or a dict of arrays to bake in
             (leading axis 1 or K); or made of each sample by `Explainer`, where a call gives none: "shuffle:K" and
-            "dinuc-shuffle:K" (grouped), "blur:SIGMA" or, with the axes of the image, "blur:SIGMA:1,2" (paired).
+            "dinuc-shuffle:K" (grouped), "blur:SIGMA" or, with the axes of the image, "blur:SIGMA:1,2" (paired), and
+            of a model that reads tokens, "token:0", or "token:0:101,102" where 101 and 102 stay (paired).
         rule: the preset: "rescale", "reveal-cancel", "genomics" (RevealCancel behind dense layers), "liftpad", "lifft",
             "dfd"; or of the gradient family, which does not conserve: "gradient", "guided-backprop" and "deconvnet",
             whose contributions are the multipliers themselves, "gradient-x-input" and "integrated-gradients" (50
@@ -115,7 +124,10 @@ def rewrite_file(
     emit: Sequence[str] = ("contributions",),
     one_hot: OneHot = None,
 ) -> onnx.ModelProto:
-    """Rewrite file to file. Weights in external data stay where they are: the explainer refers to the same file.
+    """Rewrite file to file, which also works for models over 2 GB.
+
+    Weights in external data are not read. An explainer beside the model refers to the same files; in another folder it
+    holds its weights or, from 1 GB on, has its own copy of them beside it (`NAME.data`).
 
     The arguments are those of `rewrite`. Returns the explainer as written.
     """
@@ -123,11 +135,22 @@ def rewrite_file(
     folder, beside = Path(source).resolve().parent, Path(destination).resolve().parent
     if Path(source).resolve() == Path(destination).resolve():
         raise OptionError(f"{os.fspath(destination)!r} is the model itself; give the explainer another name")
-    keep = folder == beside
-    model = load(source, weights=not keep)
-    explainer = _rewriter(model, options, folder if keep else None).run()
-    save(explainer, destination)
+    model = load(source, weights=False)
+    if folder == beside:
+        explainer = _rewriter(model, options, folder).run()
+        save(explainer, destination)
+    elif weights_elsewhere(model, folder) < OWN_FILE:
+        explainer = _rewriter(load(source), options).run()
+        save(explainer, destination)
+    else:
+        explainer = _rewriter(model, options, folder).run()
+        save_with_weights(explainer, destination, folder)
     return explainer
+
+
+def rewrite_in_place(model: onnx.ModelProto, folder: Path, **options: Any) -> onnx.ModelProto:
+    """The explainer of a model that was loaded without its weights, which lie in `folder` and stay there."""
+    return _rewriter(model, Options(**options), folder).run()
 
 
 @dataclass
@@ -152,8 +175,8 @@ def inspect(model: Model, **options: object) -> Inspection:
         except _Refused as refused:
             problems = refused.problems
     flow, chooser = rewriter.flow, rewriter.chooser
-    rules = {step.node.name: chooser.rule(step.node) for step in flow.steps}
-    return Inspection(flow, rules, rewriter.stepped_over, problems, chooser.notes(flow), rewriter.graph)
+    rules = {step.node.name: chooser.rule(step.node) for step in flow.all_steps}
+    return Inspection(flow, rules, rewriter.stepped_over, problems, rewriter.all_notes, rewriter.graph)
 
 
 def rewrite_with_residuals(model: Model, options: Options) -> tuple[onnx.ModelProto, dict[str, str]]:
@@ -174,11 +197,12 @@ class _Refused(RuleError):
 
 def _rewriter(model: onnx.ModelProto, options: Options, folder: Path | None = None) -> _Rewriter:
     """The rewriter for a model. Several references need a free batch axis: a fixed one is freed where it can be."""
-    normal = normal_form(model, folder=folder)
-    rewriter = _Rewriter(normal, options)
+    lowerer = Lowerer(registry.is_known)
+    normal = normal_form(model, folder=folder, replace=lowerer)
+    rewriter = _Rewriter(normal, options, lowerer.refused)
     size = rewriter.batch.dim if rewriter.batch else None
     if isinstance(size, int) and (are_several(options.reference) or rewriter.preset.at == "path"):
-        freed = _Rewriter(normal_form(free_batch(normal, size)), options, fixed=size)
+        freed = _Rewriter(normal_form(free_batch(normal, size)), options, lowerer.refused, fixed=size)
         if freed.batch is not None and freed.batch.led:
             return freed
     return rewriter
@@ -191,20 +215,24 @@ def _as_it_is(m: Tensor) -> Tensor:
 class _Rewriter:
     """One rewriting: the choices that the options leave open, then the steps.
 
-    `fixed`: the size of the model's batch axis, where `model` has it freed.
+    `refused`: why nodes have no rule, by their first output. `fixed`: the size of the model's batch axis, where `model`
+    has it freed.
     """
 
-    def __init__(self, model: onnx.ModelProto, options: Options, *, fixed: int | None = None) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, options: Options, refused: Mapping[str, str], *, fixed: int | None = None
+    ) -> None:
         self.options = options
         self.fixed = fixed
         self.preset = preset(options.rule)
-        self.graph = Graph(model)
+        self.graph = Graph(model, refused)
         self.chooser = Chooser(self.graph, as_plan(options.plan), self.preset)
         self.emitter = Emitter(self.graph)
         self.inputs = self.graph.inputs
         self.originals = self.graph.outputs
         self._check_names()
         self.output, self.activation = explained_tensor(self.graph, options.output, options.pre_activation)
+        self.notes: list[str] = []
         self.sources = self._sources()
         self.flow = trace(self.graph, self.sources, self.output, self.chooser.rule)
         self._check_sources()
@@ -221,6 +249,11 @@ class _Rewriter:
         """The final activation that is stepped over, for people."""
         return f"{self.activation.op} {self.activation.name!r}" if self.activation else None
 
+    @property
+    def all_notes(self) -> list[str]:
+        """What a user should know of the choices made."""
+        return [*self.notes, *self.chooser.notes(self.flow)]
+
     def run(self, *, measure: bool = False) -> onnx.ModelProto:
         """The explainer."""
         if self.flow.problems:
@@ -229,7 +262,7 @@ class _Rewriter:
         results.write(self.originals, self.options.emit, self.options.expose)
         if self.stepped_over:
             log.info("explaining %r, the input of %s", self.output, self.stepped_over)
-        for note in self.chooser.notes(self.flow):
+        for note in self.all_notes:
             log.info(note)
         explainer = self.graph.export({METADATA_KEY: json.dumps(self._description())})
         if self.fixed is not None and self.batch is not None:
@@ -240,6 +273,7 @@ class _Rewriter:
         """Emit the run at the reference and the walk back."""
         options, chooser, batched = self.options, self.chooser, self.batch is not None
         emitter, flow, preset = self.emitter, self.flow, self.preset
+        stack_states(self.graph, flow)
         wanted = [self.output, *(self._replayable() if "reference_outputs" in options.emit else ())]
         constrained = self.one_hot if self.normalizes else {}
         runs = run_twice(emitter, flow, self.given, self.batch, self.reference, wanted, constrained)
@@ -256,7 +290,7 @@ class _Rewriter:
             found, start = Values(emitter, flow, path), rows.x(weights)
             lift = partial(mean_over_steps, steps=preset.steps)
         walk = Walk(emitter, flow, found, chooser, batched=batched, measure=measure, exposed=options.expose)
-        walk.back(start)
+        walk.back({self.output: found(self.output).spread(start)})
         if walk.problems:
             raise self._refused(walk.problems)
         return Results(
@@ -267,7 +301,7 @@ class _Rewriter:
             lift,
             self.one_hot,
             normalized=self.normalizes,
-            batched=batched,
+            batch_axes=None if self.batch is None else self.batch.axes,
         )
 
     @property
@@ -288,29 +322,28 @@ class _Rewriter:
     def _replayable(self) -> list[str]:
         """The float outputs that can be computed at the reference too."""
         graph = self.graph
-        closed = [handle.name for node in graph.nodes if len(reads(node)) > len(node.inputs) for handle in node.outputs]
-        behind = dependents(graph, closed)
-        floats = [name for name in self.originals if graph.dtype(graph.tensors[name]) and is_float(graph, name)]
-        return [name for name in floats if name not in behind]
+        return [name for name in self.originals if graph.dtype(graph.tensors[name]) and is_float(graph, name)]
 
     def _sources(self) -> list[str]:
         """The attributed tensors; by default every float graph input that the explained tensor depends on."""
         graph, asked = self.graph, self.options.inputs
         if asked is None:
-            floats = [name for name in graph.inputs if is_float(graph, name)]
+            tensors = [name for name in graph.inputs if Graph.is_tensor(graph.tensors[name])]
+            looked_up = {entry.source for entry in entries(graph, self.output) if entry.rows}
+            floats = [name for name in tensors if is_float(graph, name) and name not in looked_up]
             found = [name for name in floats if name in trace(graph, [name], self.output, self.chooser.rule).active]
-            if not found:
-                raise OptionError(
-                    f"tensor {self.output!r} depends on no float graph input (the inputs are "
-                    f"{listed(graph.inputs)}): name internal tensors to attribute to with `inputs`"
-                    f"{self._embedding_hint()}"
-                )
-            return found
+            return found or self._entries()
         if not asked:
             raise OptionError("`inputs` is empty: name at least one tensor to attribute to")
         for name in asked:
             if name not in graph.tensors:
                 raise OptionError(f"no tensor {name!r} in the model; its inputs are {listed(graph.inputs)}")
+            if name in graph.inside:
+                raise OptionError(
+                    f"tensor {name!r} is inside of an If, Loop or Scan: only those outside of them have contributions"
+                )
+            if not Graph.is_tensor(graph.tensors[name]):
+                raise OptionError(f"{name!r} is a sequence, a map or an optional, and has no contributions")
             if not is_float(graph, name):
                 raise OptionError(
                     f"tensor {name!r} is {graph.dtype(graph.tensors[name])}, not a float, and has no contributions: "
@@ -320,13 +353,33 @@ class _Rewriter:
                 raise OptionError(f"tensor {name!r} is a constant of the model: nothing can be attributed to it")
         return list(dict.fromkeys(asked))
 
+    def _entries(self) -> list[str]:
+        """Where ids or bytes become floats, of a model that has no float input."""
+        graph = self.graph
+        found = entries(graph, self.output)
+        if not found:
+            inner = entries_inside(graph, self.output)
+            why = "no float tensor is looked up by one: name internal tensors to attribute to with `inputs`"
+            if inner:
+                why = (
+                    f"{inner[0].tensor!r}, made of input {inner[0].source!r}, is inside of an If, Loop or Scan, where "
+                    "nothing can be attributed to: look it up in front of it, or name other tensors with `inputs`"
+                )
+            raise OptionError(
+                f"tensor {self.output!r} depends on no float graph input (the inputs are {listed(graph.inputs)}), and "
+                f"{why}"
+            )
+        self.notes = [
+            f"input {entry.source!r} is attributed at {entry.tensor!r}, "
+            + (f"which it looks up in a table of {entry.rows}" if entry.rows else "the floats that are made of it")
+            for entry in found
+        ]
+        return list(dict.fromkeys(entry.tensor for entry in found))
+
     def _embedding_hint(self) -> str:
-        """The first float tensor that is looked up by an integer input: usually the embedding."""
-        for node in self.graph.nodes:
-            looked_up = node.op == "Gather" and not self.graph.is_constant(node.inputs[1])
-            if looked_up and is_float(self.graph, node.outputs[0].name):
-                return f", for instance {node.outputs[0].name!r}"
-        return ""
+        """A float tensor that ids are looked up in, for an error."""
+        found = entries(self.graph, self.output)
+        return f", for instance {found[0].tensor!r}" if found else ""
 
     def _reference(self) -> tuple[ReferenceSpec | Filled, dict[str, object] | None]:
         """The reference as the graph takes it, and what the metadata say of how the runtime makes it."""
@@ -362,8 +415,9 @@ class _Rewriter:
         if unknown:
             raise OptionError(f"cannot emit {listed(sorted(unknown))}: choose from {listed(EMITS)}")
         for name in self.options.expose:
-            if name not in self.graph.tensors:
-                raise OptionError(f"no tensor {name!r} in the model to expose")
+            if name not in self.graph.tensors or name in self.graph.inside:
+                where = "inside of an If, Loop or Scan" if name in self.graph.inside else "not in the model"
+                raise OptionError(f"tensor {name!r} cannot be exposed: it is {where}")
 
     def _refused(self, problems: list[Problem]) -> _Refused:
         """All nodes that importance cannot pass, in one paragraph."""
@@ -400,7 +454,7 @@ class _Rewriter:
             "emit": list(options.emit),
             "batched": self.batch is not None,
             "rules": self._chosen_rules(),
-            "notes": self.chooser.notes(self.flow),
+            "notes": self.all_notes,
         }
 
     def _plan_name(self) -> str | list[str] | None:
@@ -425,7 +479,7 @@ class _Rewriter:
     def _chosen_rules(self) -> dict[str, str | dict[str, str]]:
         """Operator -> rule; node -> rule for each node of an operator whose nodes do not all have the same."""
         chosen: dict[str, dict[str, str]] = {}
-        for step in self.flow.steps:
+        for step in self.flow.all_steps:
             rule = self.chooser.rule(step.node)
             if rule is not None:
                 chosen.setdefault(step.node.op, {})[step.node.name] = rule.name

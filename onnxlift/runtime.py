@@ -25,7 +25,7 @@ from onnxlift.metadata import conserves, description, explains
 from onnxlift.one_hot import OneHot
 from onnxlift.plan import PlanSpec
 from onnxlift.reference import PAIRS, ReferenceSpec
-from onnxlift.rewrite import Model, rewrite
+from onnxlift.rewrite import Model, rewrite, rewrite_in_place
 from onnxlift.session import CUDA, Provider, essential, open_session, runtime
 from onnxlift.target import TargetSpec
 
@@ -90,10 +90,10 @@ class Explainer:
         self.batch_size = batch_size
         self.tolerance = tolerance
         self.progress = progress
-        explainer, source = _explainer(model_or_explainer, options)
+        explainer, source, folder = _explainer(model_or_explainer, options)
         self.description: Mapping[str, Any] = description(explainer) or {}
         self.eps = _eps(explainer)
-        self.session, self.provider_line = open_session(source, providers)
+        self.session, self.provider_line = open_session(source, providers, folder)
         self.intake = Intake(self.session.get_inputs(), self.description, seed)
         self._outputs = {
             value.name: value.shape[0] if value.shape else None
@@ -308,25 +308,26 @@ class Explainer:
             yield lambda done: progress.update(task, advance=done)
 
 
-def _explainer(model: Model, options: RewriteOptions) -> tuple[onnx.ModelProto, bytes | str]:
-    """The explainer (its big weights perhaps only referenced), and what a session is opened on."""
+def _explainer(model: Model, options: RewriteOptions) -> tuple[onnx.ModelProto, bytes | str, Path | None]:
+    """The explainer (its weights perhaps elsewhere), what a session is opened on, and where its weights are."""
     path = None if isinstance(model, onnx.ModelProto) else Path(model)
+    folder = path.resolve().parent if path else None
     proto = load(model, weights=path is None)
     if description(proto) is None:
         emit = options.get("emit", ("contributions",))
         if "target" not in {output.name for output in proto.graph.output}:  # target_reference is t(r)
             emit = (*emit, "reference_outputs")
         options = {**options, "emit": tuple(dict.fromkeys(emit))}
-        proto = rewrite(model, **options)
+        proto = rewrite(model, **options) if folder is None else rewrite_in_place(proto, folder, **options)
     elif options:
         raise OptionError(
             f"{os.fspath(path) if path else 'the given model'} is an explainer already, so {', '.join(options)} cannot "
             "be chosen any more: give the original model, or leave the options out"
         )
     elif path:
-        return proto, str(path)
+        return proto, str(path), None
     try:
-        return proto, proto.SerializeToString()
+        return proto, proto.SerializeToString(), folder
     except Exception as error:  # protobuf's class for this differs between backends
         raise ModelError(
             "the explainer is over 2 GB, too big to hand over in memory: write it beside the model's weights with "

@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -22,8 +23,12 @@ _DRIVERS = ("libcuda.so.1", "nvcuda.dll")
 _SILENT = 4
 
 
-def open_session(source: bytes | str, providers: Sequence[Provider] | None = None) -> tuple[Any, str]:
+def open_session(
+    source: bytes | str, providers: Sequence[Provider] | None = None, folder: Path | None = None
+) -> tuple[Any, str]:
     """An ONNX Runtime session on a serialized model or a path, and a line that says which provider runs it.
+
+    `folder`: where the external data of a serialized model lie.
 
     `providers`: as ONNX Runtime takes them; default: CUDA without TF32 where it can run, then the CPU.
     Raises ModelError: ONNX Runtime refuses the model. OptionError: no asked provider can run here.
@@ -31,6 +36,8 @@ def open_session(source: bytes | str, providers: Sequence[Provider] | None = Non
     ort = runtime()
     options = ort.SessionOptions()
     options.log_severity_level = _SILENT  # what goes wrong is raised, and told in one paragraph
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     asked = _default_providers(ort) if providers is None else _checked(ort, providers)
     if any(_name(provider) == CUDA for provider in asked):
         _load_cuda(ort)

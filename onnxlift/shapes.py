@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import (
-    GraphProto,
     ModelProto,
     NodeProto,
     TensorProto,
     TensorShapeProto,
     TypeProto,
+    ValueInfoProto,
     helper,
     numpy_helper,
     shape_inference,
@@ -23,24 +24,28 @@ from onnx import (
 from onnx.reference import ReferenceEvaluator
 
 from onnxlift.arrays import Array
+from onnxlift.bodies import Bodies, is_control
 from onnxlift.errors import ModelError
+from onnxlift.integers import Integers
 from onnxlift.opset import BASE_IR, BASE_OPSET
 from onnxlift.protobuf import (
     SMALL,
     Namer,
+    all_names,
     captured,
     integer_attribute,
     is_external,
     is_small,
-    nested,
     subgraphs,
     where,
 )
+from onnxlift.sequences import Sequences
 from onnxlift.symbols import DIMS, ENTRIES, Dim, declared_dim, objects, symbol, times
 
 _RANDOM = frozenset(
     "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli Dropout".split()
 )
+_DEFAULTS = {("", "STFT"): ("onesided", 1), ("", "MeanVarianceNormalization"): ("axes", [0, 2, 3])}
 _INTEGERS = frozenset((TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL))
 _FOLDABLE = frozenset(
     helper.np_dtype_to_tensor_dtype(np.dtype(name))
@@ -49,24 +54,40 @@ _FOLDABLE = frozenset(
 _INVENTED = re.compile(r"unk__\d+")  # by onnx, anew in every call: the same name need not be the same dim
 
 
+Replace = Callable[[NodeProto, "TypePass"], bool]
+"""Visits other nodes in a node's place, or returns False."""
+
+
 class TypePass:
     """One pass over the sorted nodes of a model at BASE_OPSET, whose weights are graph inputs.
 
     `declared`: the model's own types, for what cannot be inferred and for symbols of the outputs; exporters write
-    wrong ones. After `run`:
+    wrong ones. `weights`: the inputs that are weights. `replace`: what may put others in the place of a node that
+    depends on an input. After `run`:
     `types`: type of every tensor; `constants`: the small ones, given and computed; `nodes`: what remains to be
     computed; `outputs`: names of the graph's outputs; `name`: makes new names of tensors.
     """
 
-    def __init__(self, work: ModelProto, declared: Mapping[str, TypeProto]) -> None:
+    def __init__(
+        self, work: ModelProto, declared: Mapping[str, TypeProto], weights: Iterable[str], replace: Replace
+    ) -> None:
         self.outputs = {value.name for value in work.graph.output}
         self.types = {value.name: value.type for value in work.graph.input}
         self.constants: dict[str, TensorProto] = {}
         self.nodes: list[NodeProto] = []
-        self.name = Namer(_all_names(work.graph))
+        self.name = Namer(all_names(work.graph))
+        self._varying = self.types.keys() - set(weights)
+        dims = [dim.dim_param for type_ in self.types.values() for dim in type_.tensor_type.shape.dim]
+        self.given_dims = frozenset(filter(None, dims))
+        """The symbols in the shapes of the graph inputs."""
+        self._replace = replace
+        self._bodies = Bodies(self)
+        self._sequences = Sequences(self)
+        self.integers = Integers(self)
         self._graph, self._opsets, self._declared = work.graph, list(work.opset_import), declared
         self._versions = {entry.domain: entry.version for entry in work.opset_import}
         self._symbol = Namer(dim.dim_param for type_ in self.types.values() for dim in type_.tensor_type.shape.dim)
+        self._denominators: dict[str, str] = {}  # by the name of their reciprocal
         self._known: dict[str, Array] = {}  # values of the constants that numpy holds
         self._partial: dict[str, Array] = {}  # entries, as in onnxlift.symbols, of tensors that are known in part
         for tensor in work.graph.initializer:
@@ -77,16 +98,131 @@ class TypePass:
     def run(self) -> None:
         """Visits every node once."""
         for node in self._graph.node:
-            self._drop_idle_ceiling(node)
-            self._cast_without_example(node)
-            self.types.update(self._infer(node))
-            values = self._compute(node)
-            if values is None:
-                self._fix_reshape(node)
-                self.nodes.append(node)
-            else:
-                for name, value in values.items():
-                    self._learn(numpy_helper.from_array(value, name))
+            self.visit(node)
+
+    def visit(self, node: NodeProto) -> None:
+        """Types of the node's outputs; the node is kept, or computed, or others take its place."""
+        self._cast_without_example(node)
+        _write_default(node)
+        if self._sequences.visit(node):
+            return
+        if node.domain == "com.microsoft" and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            node.domain = ""  # as they are at opset 21; of these, types can be inferred
+        if not self.integers.visit(node):
+            self.visit_as_it_is(node)
+
+    def visit_as_it_is(self, node: NodeProto) -> None:
+        """As `visit`, with inputs that are of the right type."""
+        self._drop_idle_ceiling(node)
+        self._divide(node)
+        if is_control(node):
+            if self._bodies.inline(node):
+                return
+            self._bodies.run(node)
+        self.types.update(self._infer(node))
+        values = self._compute(node)
+        if values is not None:
+            for name, value in values.items():
+                self._learn(numpy_helper.from_array(value, name))
+            return
+        if not self._varying.isdisjoint((*node.input, *captured(node))):
+            if self._replace(node, self):
+                return
+            self.integers.restore(node)
+            self._varying.update(name for name in node.output if name)
+        elif self._stands_for_weights(node) and self._replace(node, self):
+            self._varying.difference_update(node.output)
+            return
+        self._fix_reshape(node)
+        self.nodes.append(node)
+
+    def _stands_for_weights(self, node: NodeProto) -> bool:
+        """Whether a node on constants is better replaced too: ONNX Runtime folds what stands for a DequantizeLinear,
+        and not it itself; and what onnx cannot type would leave everything behind it untyped."""
+        return node.op_type == "DequantizeLinear" or bool(node.domain and node.output[0] not in self.types)
+
+    def mark(self) -> int:
+        """The place where the next node will stand."""
+        return len(self.nodes)
+
+    def forget(self, mark: int) -> None:
+        """Take back the nodes visited since the mark."""
+        del self.nodes[mark:]
+        self.integers.forget()
+
+    def keep(self, node: NodeProto) -> None:
+        """Keep a node as it is, though it might be computed."""
+        self.types.update(self._infer(node))
+        self.nodes.append(node)
+
+    def bind(self, name: str, tensor: str, mark: int) -> None:
+        """Call a tensor by the name of one of the model's that it takes the place of."""
+        made = self.nodes[mark:]
+        own = any(tensor in node.output for node in made) and not any(tensor in captured(node) for node in made)
+        if not own or name in self.outputs & self._declared.keys():  # the declared type is to be heard
+            self.visit(helper.make_node("Identity", [tensor], [name], name=name))
+            return
+        for node in made:
+            node.input[:] = [name if read == tensor else read for read in node.input]
+            node.output[:] = [name if output == tensor else output for output in node.output]
+        facts: dict[str, Any]
+        for facts in (self.types, self._partial):
+            if tensor in facts:
+                facts[name] = facts.pop(tensor)
+        self.integers.rename(tensor, name)
+        self._varying.add(name)
+
+    def known(self) -> set[str]:
+        """Names of all that is known; for `unlearn`."""
+        return set(self.types)
+
+    def unlearn(self, known: set[str]) -> None:
+        """Forget everything that was not known then."""
+        facts: dict[str, Any]
+        for facts in (self.types, self.constants, self._known, self._partial, self.integers.types):
+            for name in facts.keys() - known:
+                del facts[name]
+
+    def name_dims(self, value: ValueInfoProto) -> None:
+        """Give symbols to the unknown dims of a body's input."""
+        for i, dim in enumerate(value.type.tensor_type.shape.dim):
+            if not dim.HasField("dim_value") and not dim.dim_param:
+                dim.dim_param = self._symbol(symbol(value.name, i))
+
+    @contextlib.contextmanager
+    def inside(self, inputs: Sequence[ValueInfoProto]) -> Iterator[list[NodeProto]]:
+        """Nodes visited inside belong to a body with these inputs, and are collected in the list."""
+        outside, self.nodes = self.nodes, []
+        for value in inputs:
+            self.types[value.name] = value.type
+            self._varying.add(value.name)
+        try:
+            yield self.nodes
+        finally:
+            self.nodes = outside
+
+    def add_constant(self, tensor: TensorProto) -> None:
+        """A constant that the model lacks, under its own name."""
+        self.types[tensor.name] = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+        self._learn(tensor)
+
+    def elem_type(self, name: str) -> int:
+        """ONNX's code of the element type; 0 where it is unknown or not a tensor's."""
+        return int(self.types[name].tensor_type.elem_type) if name in self.types else 0
+
+    def dtype(self, name: str) -> np.dtype[Any] | None:
+        """The element type, None where it is unknown or not a tensor's."""
+        code = self.elem_type(name)
+        return np.dtype(helper.tensor_dtype_to_np_dtype(code)) if code else None
+
+    def shape(self, name: str) -> tuple[Dim, ...] | None:
+        """The dims, None where the rank is unknown."""
+        dims = self._dims(name)
+        return None if dims is None else tuple(dims)
+
+    def value(self, name: str) -> Array | None:
+        """The value of a small constant that may be computed with."""
+        return self._known.get(name)
 
     def _learn(self, tensor: TensorProto) -> None:
         """Notes a constant that may be computed with."""
@@ -107,11 +243,11 @@ class TypePass:
 
     def _cast_without_example(self, node: NodeProto) -> None:
         """CastLike(x, example) -> Cast(x): of the example only the type matters, and it is known."""
-        example = self.types.get(node.input[1]) if node.op_type == "CastLike" and not node.domain else None
-        if example is not None and example.tensor_type.elem_type:
+        elem_type = self.integers.elem_type(node.input[1]) if node.op_type == "CastLike" and not node.domain else 0
+        if elem_type:
             node.op_type = "Cast"
             del node.input[1]
-            node.attribute.append(helper.make_attribute("to", example.tensor_type.elem_type))
+            node.attribute.append(helper.make_attribute("to", elem_type))
 
     def _drop_idle_ceiling(self, node: NodeProto) -> None:
         """Takes ceil_mode from a pool whose last window would start behind its input. ONNX Runtime leaves that window
@@ -130,6 +266,35 @@ class TypePass:
             if room % strides[axis] and whole * strides[axis] < extent + pads[axis]:
                 return  # a last, partial window that starts inside
         next(attribute for attribute in node.attribute if attribute.name == "ceil_mode").i = 0
+
+    def _divide(self, node: NodeProto) -> None:
+        """a * (1 / b) -> a / b, and a * b^-1/2 -> a / sqrt(b), as the rule of a quotient is the better one where b is
+        small: normalisations are often written with a reciprocal."""
+        if node.domain:
+            return
+        below: str | None = None
+        match node.op_type:
+            case "Reciprocal":
+                below = node.input[0]
+            case "Div" if self._is_number(node.input[0], 1):
+                below = node.input[1]
+            case "Pow" if self._is_number(node.input[1], -1):
+                below = node.input[0]
+            case "Pow" if self._is_number(node.input[1], -0.5):
+                below = self.name(f"{node.output[0]}/Sqrt")
+                self.visit(helper.make_node("Sqrt", [node.input[0]], [below], below))
+            case "Mul":
+                for a, b in (node.input, node.input[::-1]):
+                    if b in self._denominators and a not in self._denominators:
+                        node.op_type = "Div"
+                        node.input[:] = [a, self._denominators[b]]
+                        return
+        if below is not None and not self._varying.isdisjoint(node.input):
+            self._denominators[node.output[0]] = below
+
+    def _is_number(self, name: str, number: float) -> bool:
+        value = self._known.get(name)
+        return value is not None and value.size == 1 and bool((value == number).all())
 
     # ------------------------------------------------------------------------------------------------ types
 
@@ -158,13 +323,15 @@ class TypePass:
         return result
 
     def _onnx_types(self, node: NodeProto) -> dict[str, TypeProto]:
-        """What onnx infers; nothing for operators that it does not know."""
+        """What onnx infers; nothing for operators that it does not know. Bodies are typed here."""
+        if is_control(node):
+            return self._bodies.outputs
         names = [name for name in (*node.input, *captured(node)) if name]
         try:
             types = shape_inference.infer_node_outputs(
                 onnx.defs.get_schema(node.op_type, self._versions.get(node.domain, 1), node.domain),
                 node,
-                {name: self.types[name] for name in names},
+                {name: self.integers.type(name, node) for name in names},
                 {name: self.constants[name] for name in names if name in self.constants},
                 None,
                 self._opsets,
@@ -283,6 +450,13 @@ class TypePass:
             node.input[1] = name
 
 
+def _write_default(node: NodeProto) -> None:
+    """States an attribute that is left out where onnx's shape inference has another default than its documentation."""
+    name, value = _DEFAULTS.get((node.domain, node.op_type), ("", None))
+    if name and all(attribute.name != name for attribute in node.attribute):
+        node.attribute.append(helper.make_attribute(name, value))
+
+
 def _declared_dims(type_: TypeProto) -> list[Dim | None] | None:
     """Dims that the model itself states."""
     shape: TensorShapeProto = type_.tensor_type.shape
@@ -305,10 +479,3 @@ def _merge(
         x if isinstance(x, int) else next((dim for dim in (y, x, z) if dim is not None), None)
         for x, y, z in zip(a, b, c, strict=True)
     ]
-
-
-def _all_names(graph: GraphProto) -> set[str]:
-    """Names of tensors that new ones must avoid."""
-    graphs = (graph, *nested(graph.node))
-    names = {name for each in graphs for node in each.node for name in (*node.input, *node.output)}
-    return names | {item.name for each in graphs for item in (*each.input, *each.output, *each.initializer)}

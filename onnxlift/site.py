@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from onnxlift.functions import absolute, concat, expand, reduce_sum, reshape, sh
 from onnxlift.graph import Dim, Shape
 from onnxlift.signed import Parts, by_sign
 from onnxlift.tensor import Array, Emitter, Tensor
+
+if TYPE_CHECKING:
+    from onnxlift.through import Through
 
 _NO_DEFAULT = object()
 
@@ -77,6 +80,11 @@ class Value:
     def constant(self) -> Array | None:
         """The value of a small constant (axes, pads, exponents); None for everything else."""
         return self._x.value
+
+    @property
+    def varies(self) -> bool:
+        """Whether it is computed once for each run: the attributed inputs lead to it."""
+        return self._r is not self._x
 
     @cached_property
     def x(self) -> Tensor:
@@ -155,7 +163,8 @@ class Site:
 
     `inputs` and `outputs` are `Value`s (None: omitted); `multipliers` are the upstream multipliers, one per output,
     in the output's shape (None: the output does not reach the target). `roots`: the float tensors that the node's
-    data-dependent conditions are elementwise functions of. `half`: (m+ - m-)/2 of the first output, for rules that
+    data-dependent condition is made of, by way of the nodes `masks`, in their order; there are none where it is an
+    elementwise function of one root. `half`: (m+ - m-)/2 of the first output, for rules that
     treat the two apart; `absolute`: `multipliers` are such halves, which pass the absolute values of all weights.
     `batched`: the model has a batch axis, in front; `samples`: its extent or symbol in the backward walk, if known.
     """
@@ -170,11 +179,13 @@ class Site:
         outputs: Sequence[Value | None],
         multipliers: Sequence[Tensor | None],
         roots: Sequence[Value] = (),
+        masks: Sequence[Site] = (),
         *,
         batched: bool = False,
         samples: Dim = None,
         half: Tensor | None = None,
         absolute: bool = False,
+        through: Through | None = None,
     ) -> None:
         self.emitter = emitter
         self.op = op
@@ -184,10 +195,18 @@ class Site:
         self.outputs = outputs
         self.multipliers = multipliers
         self.roots = roots
+        self.masks = masks
         self.batched = batched
         self.samples = samples
         self.half = half
         self.absolute = absolute
+        self._through = through
+
+    @property
+    def through(self) -> Through:
+        """The way back through the bodies of an If, Loop or Scan."""
+        assert self._through is not None, f"{self.op} {self.name!r} has no bodies"
+        return self._through
 
     def weight(self, w: Tensor) -> Tensor:
         """A factor that multipliers are multiplied with: its absolute value where halves pass (METHOD section 2)."""

@@ -25,7 +25,16 @@ RUN_TIME = ("paired", "shared", "grouped")
 """How the graph takes references as an input."""
 OF_FILES = ("mean", "frequencies", "background")
 """What the command line makes of a file of samples; `frequencies` are usually given as numbers."""
-FORMS = (*RUN_TIME, "zeros", "constant:NUMBER", "frequencies:F,F,...", "shuffle:K", "dinuc-shuffle:K", "blur:SIGMA")
+FORMS = (
+    *RUN_TIME,
+    "zeros",
+    "constant:NUMBER",
+    "frequencies:F,F,...",
+    "shuffle:K",
+    "dinuc-shuffle:K",
+    "blur:SIGMA",
+    "token:ID",
+)
 
 _SHUFFLES: dict[str, Callable[..., Array]] = {
     "shuffle": references.shuffle,
@@ -37,7 +46,8 @@ _BUILT_ELEMENTS = 1 << 24  # of references that are made at once: shuffling many
 
 @dataclass(frozen=True)
 class Builder:
-    """Makes references of samples: `k` shuffles of each, or each blurred by `sigma` along `axes` (none: the last two).
+    """Makes references of samples: `k` shuffles of each, or each blurred by `sigma` along `axes` (none: the last two),
+    or each with `tokens[0]` in place of all ids but `tokens[1:]`.
 
     `text` is the reference as it was named.
     """
@@ -47,6 +57,7 @@ class Builder:
     k: int = 1
     sigma: float = 0.0
     axes: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
 
     def axes_of(self, name: str, shape: Shape, one_hot: OneHot, batched: bool) -> list[int]:
         """The axes of an input that it works along: the channels of a sequence, or those of an image.
@@ -54,6 +65,8 @@ class Builder:
         Raises OptionError where the input does not have such axes, or they cannot be told.
         """
         dims = shape or ()
+        if self.tokens:
+            return []
         if self.name in _SHUFFLES:
             if not batched:
                 raise OptionError(f"reference {self.text!r} needs a batch axis in front of input {name!r}")
@@ -76,7 +89,9 @@ class Builder:
         return axes
 
     def check(self, name: str, x: Array, axes: list[int]) -> None:
-        """Raises DataError where the samples of input `name` cannot be shuffled."""
+        """Raises DataError where the samples of input `name` cannot be shuffled, or are no tokens."""
+        if self.tokens and x.dtype.kind not in "iu":
+            raise DataError(f"reference {self.text!r} replaces tokens, but input {name!r} holds {x.dtype}")
         if self.name in _SHUFFLES:
             try:
                 check_one_hot(x, axes[0])
@@ -84,7 +99,9 @@ class Builder:
                 raise DataError(f"input {name!r} cannot be shuffled: {error}") from error
 
     def build(self, x: Array, axes: list[int], seed: int) -> Array:
-        """References of samples `[N, ...]`: `[N, K, ...]` shuffles, or `[N, ...]` blurred."""
+        """References of samples `[N, ...]`: `[N, K, ...]` shuffles, or `[N, ...]` blurred or of other tokens."""
+        if self.tokens:
+            return references.tokens(x, self.tokens[0], keep=self.tokens[1:])
         if self.name in _SHUFFLES:
             return _SHUFFLES[self.name](x, self.k, axis=axes[0], seed=seed)
         return references.blur(x, self.sigma, axes=axes)
@@ -165,6 +182,8 @@ def parse(text: str) -> Named:
             return Named(text, "grouped", builder=Builder(text, name, k=int(rest)))
         case "blur":
             return Named(text, "paired", builder=_blur(text, rest))
+        case "token":
+            return Named(text, "paired", builder=Builder(text, name, tokens=_tokens(text, rest)))
         case "mean" | "background":
             raise OptionError(
                 f"reference {text!r} is made of a file, and only on the command line: from Python give an array, as in "
@@ -228,6 +247,14 @@ def _blur(text: str, rest: str) -> Builder:
     except ValueError as error:
         raise OptionError(f"reference {text!r} names no axes, as in 'blur:5:1,2'") from error
     return Builder(text, "blur", sigma=sigma, axes=along)
+
+
+def _tokens(text: str, rest: str) -> tuple[int, ...]:
+    token, colon, keep = rest.partition(":")
+    ids = [token, *(keep.split(",") if colon else ())]
+    if not all(number.isdecimal() and len(number) < 10 for number in ids):
+        raise OptionError(f"reference {text!r} needs an id, and may name others that stay, as in 'token:0:101,102'")
+    return tuple(map(int, ids))
 
 
 def _numbers(text: str, rest: str) -> tuple[float, ...]:

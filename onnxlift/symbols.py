@@ -23,6 +23,7 @@ Dim = int | str
 
 _UNKNOWN = frozenset(("", "?", "-1", "None"))  # what exporters write for a dim without a name
 _INVENTED = re.compile(r"unk__\d+")  # by tf2onnx, another one for the batch of every input
+_GROWS = "_grows"
 RESERVED = frozenset(("references", "pairs"))  # symbols of an explainer's own axes
 
 
@@ -45,6 +46,16 @@ def name_dims(inputs: Iterable[ValueInfoProto]) -> None:
 def symbol(tensor: str, axis: int) -> str:
     """A name for an unknown dim."""
     return re.sub(r"\W", "_", f"{tensor}_dim{axis}")
+
+
+def growing(tensor: str, axis: int) -> str:
+    """A name for a dim of a loop's state that is 1 at first and more in the next iteration."""
+    return f"{symbol(tensor, axis)}{_GROWS}"
+
+
+def grows(dim: object) -> bool:
+    """Whether a dim has such a name."""
+    return isinstance(dim, str) and dim.endswith(_GROWS)
 
 
 def declared_dim(dim: TensorShapeProto.Dimension) -> Dim | None:
@@ -96,6 +107,12 @@ def _expand_dims(node: NodeProto, x: list[Dim], _: Array, shape: Array) -> list[
     return [b if a == 1 else a if b in (1, a) or isinstance(a, int) else None for a, b in pairs]
 
 
+def _features_dims(node: NodeProto, x: list[Dim], *_: Any) -> list[Dim]:
+    """A row of all features for every sample."""
+    counts = next(attribute.ints for attribute in node.attribute if attribute.name == "inputdimensions")
+    return [x[0] if len(x) > 1 else 1, sum(counts)]
+
+
 def _flatten_dims(node: NodeProto, x: list[Dim], _: Array) -> list[Dim]:
     """A matrix: the dims before the axis, and those from it on."""
     axis = integer_attribute(node, "axis", 1)
@@ -143,15 +160,33 @@ def _slice_dims(
     return result
 
 
+def _reduced_dims(node: NodeProto, x: Sequence[Dim | None], _: Any, axes: Any = None) -> Sequence[Dim | None]:
+    """The rank, where onnx cannot tell because the axes are given at run time."""
+    if axes is not None or not integer_attribute(node, "keepdims", 1):
+        raise ValueError
+    return [None] * len(x)
+
+
 DIMS: dict[str, Callable[..., Sequence[Dim | None]]] = {
+    "ArrayFeatureExtractor": lambda node, x, *_: [*(x[:-1] or [1]), None],
     "ConstantOfShape": lambda node, _, shape: list(shape),
     "Expand": _expand_dims,
+    "FeatureVectorizer": _features_dims,
     "Flatten": _flatten_dims,
+    "MaxUnpool": lambda node, x, *_: [*x[:2], *(None for _ in x[2:])],
     "Range": _range_dims,
     "Reshape": _reshape_dims,
     "Resize": _resize_dims,
     "Slice": _slice_dims,
-    **dict.fromkeys("GroupNormalization Scaler Normalizer Imputer Binarizer".split(), lambda node, x, *_: x),
+    **dict.fromkeys(
+        (f"Reduce{name}" for name in "Sum Mean Max Min Prod L1 L2 SumSquare LogSum LogSumExp".split()), _reduced_dims
+    ),
+    "LinearRegressor": lambda node, x, *_: [x[0] if len(x) > 1 else 1, integer_attribute(node, "targets", 1)],
+    "SVMRegressor": lambda node, x, *_: [x[0] if len(x) > 1 else 1, 1],
+    **dict.fromkeys(
+        "GroupNormalization MeanVarianceNormalization Scaler Normalizer Imputer Binarizer".split(),
+        lambda node, x, *_: x,
+    ),
 }
 """Where onnx's inference loses a symbol: (node, dims of the first input, entries of every input or None) -> dims of the
 first output. Any error of a rule means that an entry that it needs is unknown."""

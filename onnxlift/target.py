@@ -41,12 +41,19 @@ def explained_tensor(graph: Graph, output: str | None, pre_activation: bool) -> 
     DeepLIFT 3.6), looking through Identity, Cast and reshapes that follow it.
     """
     if output is None:
-        floats = [name for name in graph.outputs if is_float(graph, name)]
+        floats = [name for name in graph.outputs if is_float(graph, name) and Graph.is_tensor(graph.tensors[name])]
         if not floats:
-            raise OptionError(f"the model has no float output; its outputs are {listed(graph.outputs)}")
+            raise OptionError(
+                f"the model has no float tensor among its outputs ({listed(graph.outputs)}): name an internal one to "
+                "explain with `output`"
+            )
         output = floats[0]
     elif output not in graph.tensors:
         raise OptionError(f"no tensor {output!r} in the model; its outputs are {listed(graph.outputs)}")
+    elif output in graph.inside:
+        raise OptionError(f"tensor {output!r} is inside of an If, Loop or Scan: only one outside can be explained")
+    elif not Graph.is_tensor(graph.tensors[output]):
+        raise OptionError(f"{output!r} is a sequence, a map or an optional: only a float tensor can be explained")
     elif not is_float(graph, output):
         raise OptionError(f"tensor {output!r} is {graph.dtype(graph.tensors[output])}: only a float can be explained")
     if pre_activation and output in graph.outputs:

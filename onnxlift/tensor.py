@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxlift.errors import Unsupported
 from onnxlift.graph import Dim, Graph, Handle, Shape
 
 Array = np.ndarray[Any, Any]
@@ -62,13 +63,15 @@ class Tensor:
     @property
     def dtype(self) -> np.dtype[Any]:
         dtype = Graph.dtype(self.handle)
-        assert dtype is not None, f"tensor {self.name!r} has no element type"
+        if dtype is None:
+            raise Unsupported(f"the element type of tensor {self.name!r} is unknown")
         return dtype
 
     @property
     def rank(self) -> int:
         """Number of axes; the shape must be known to that extent."""
-        assert self.shape is not None, f"tensor {self.name!r} has no rank"
+        if self.shape is None:
+            raise Unsupported(f"the rank of tensor {self.name!r} is unknown")
         return len(self.shape)
 
     def __repr__(self) -> str:
@@ -157,12 +160,32 @@ def limits(x: Tensor) -> Limits:
 class Emitter:
     """Appends nodes to a `Graph`; equal nodes and equal constants are written once."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, outer: Emitter | None = None) -> None:
         self.graph = graph
+        self._outer = outer
         self._nodes: dict[Any, tuple[Tensor, ...]] = {}
         self._constants: dict[Any, Tensor] = {}
         self._of_handle: dict[int, Tensor] = {}
         self._count = 0
+
+    def inside(self) -> Emitter:
+        """An emitter of a new body, which may read the tensors of this one through `adopt`."""
+        return Emitter(self.graph.new_body(), self)
+
+    def adopt(self, tensor: Tensor) -> Tensor:
+        """A tensor from outside, to be computed with in this body."""
+        adopted = self.wrap(tensor.handle)
+        adopted._shape = tensor.shape
+        return adopted
+
+    def finish(self, outputs: Sequence[Tensor]) -> object:
+        """Close a body; returns it as the attribute of a node. Every output gets a name of its own."""
+        handles = []
+        for tensor in outputs:
+            handles.append(self.graph.variable(self._fresh("output"), tensor.dtype, tensor.shape))
+            self.graph.node("Identity", [tensor.handle], [handles[-1]], {}, name=handles[-1].name)
+        self.graph.set_outputs(handles)
+        return self.graph.as_attribute
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of that name."""
@@ -177,7 +200,9 @@ class Emitter:
         return known
 
     def constant(self, value: Any, dtype: np.dtype[Any]) -> Tensor:
-        """A constant array, deduplicated by content."""
+        """A constant array, deduplicated by content. Those of bodies belong to the main graph."""
+        if self._outer is not None:
+            return self.adopt(self._outer.constant(value, dtype))
         array = np.asarray(value, dtype=dtype)
         key = (dtype, array.shape, array.tobytes())
         if key not in self._constants:
@@ -233,6 +258,8 @@ class Emitter:
         return self._nodes[key]
 
     def _fresh(self, op: str) -> str:
+        if self._outer is not None:
+            return self._outer._fresh(op)
         self._count += 1
         return f"{op}.{self._count}"
 

@@ -18,6 +18,7 @@ from onnxlift.reference import Runs
 from onnxlift.signed import Multiplier
 from onnxlift.site import Site, Value, unbroadcast
 from onnxlift.tensor import Emitter, Tensor
+from onnxlift.through import Through
 
 Edge = tuple[Value, Multiplier]
 """An input of a node and the multiplier that the node's rule gives it."""
@@ -61,6 +62,7 @@ class Walk:
         self.emitter = emitter
         self.flow = flow
         self.value = value
+        self.chooser = chooser
         self.batched = batched
         self.measure = measure
         self.problems: list[Problem] = []
@@ -69,12 +71,20 @@ class Walk:
         self._terms: dict[str, list[Multiplier]] = {}
         self._totals: dict[str, Multiplier] = {}
         self._named: set[int] = set()
+        self._foreign: frozenset[str] = frozenset()  # tensors from outside of a body: their multipliers are made there
         self._guarded = _selected_away(flow, self._rules)
         self._carry_parts(exposed)
 
-    def back(self, seed: Tensor) -> None:
-        """From the explained tensor, whose multiplier is `seed`, to the attributed ones."""
-        self._terms[self.flow.target] = [Multiplier(self.value(self.flow.target).spread(seed))]
+    def inside(self, emitter: Emitter, flow: Flow, runs: Runs) -> Walk:
+        """A walk through a body of one of the nodes."""
+        walk = Walk(emitter, flow, Values(emitter, flow, runs), self.chooser, batched=self.batched)
+        walk._foreign = frozenset(flow.sources)
+        return walk
+
+    def back(self, seeds: Mapping[str, Tensor]) -> None:
+        """From the explained tensors, whose multipliers are `seeds`, to the attributed ones."""
+        for name, seed in seeds.items():
+            self._terms[name] = [Multiplier(seed)]
         for step in reversed(self.flow.steps):
             self._visit(step)
         for name in self.flow.sources:
@@ -95,7 +105,8 @@ class Walk:
             mean.shape = mean.shape or first.mean.shape
             self._totals[name] = total
             graph, wanted = self.emitter.graph, f"{name}/multiplier"
-            if graph.is_computed(mean.handle) and not self.is_named(mean) and wanted not in graph.tensors:
+            free = name not in self._foreign and wanted not in graph.tensors
+            if free and graph.is_computed(mean.handle) and not self.is_named(mean):
                 self._named.add(id(mean))
                 graph.rename(mean.handle, wanted)
         return self._totals.get(name)
@@ -146,10 +157,12 @@ class Walk:
             [self.value(handle.name) if handle.name else None for handle in node.outputs],
             multipliers,
             [self.value(name) for name in step.roots],
+            [self._site(Step(mask), ()) for mask in step.masks],
             batched=self.batched,
             samples=(self.value(self.flow.target).shape or (None,))[0],
             half=half,
             absolute=absolute,
+            through=Through(self, step, multipliers) if step.flows else None,
         )
 
     def _visit(self, step: Step) -> None:
@@ -222,7 +235,8 @@ def _selected_away(flow: Flow, rules: Mapping[str, registry.Rule | None]) -> set
     steps = {handle.name: step for step in flow.steps for handle in step.node.outputs}
     found: set[str] = set()
     for chooser in flow.steps:
-        stack = [handle.name for handle in chooser.node.inputs[1:]] if chooser.roots else []
+        masked = chooser.roots and not chooser.flows
+        stack = [handle.name for handle in chooser.node.inputs[1:]] if masked else []
         while stack:
             step = steps.get(stack.pop())
             rule = rules[step.node.name] if step else None

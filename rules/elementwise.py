@@ -10,16 +10,29 @@ at |d| = (24 eps)^(1/3) for functions that vary on a scale of one, and at that t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import pi
 from math import sqrt as root
 from typing import TypeVar
 
-from onnxlift.functions import absolute, cast, clip, erf, exp, log, maximum, minimum, sigmoid, sqrt, tanh, where
+from onnxlift.functions import absolute, cast, clip, erf, exp, maximum, minimum, sigmoid, sqrt, tanh, where
 from onnxlift.registry import rule
+from onnxlift.rules.linear import summed
+from onnxlift.rules.slopes import (
+    abs_slope,
+    exp_slope,
+    exponent_slope,
+    log_slope,
+    power_slope,
+    quotient,
+    relu_slope,
+    sigmoid_slope,
+    smooth_slope,
+    tanh_slope,
+)
 from onnxlift.signed import Multiplier, Parts
 from onnxlift.site import Site, Value
-from onnxlift.tensor import Tensor, limits, unary
+from onnxlift.tensor import Tensor, unary
 
 M = TypeVar("M", Tensor, Multiplier)
 
@@ -30,16 +43,21 @@ SLOPES: dict[str, Slope] = {}
 BROADCASTING: set[str] = set()
 """Those of them whose argument may be broadcast."""
 
+Weights = Callable[[Site], list[Tensor | None]]
+SEVERAL: dict[str, Weights] = {}
+"""Of operators with further inputs: dy = sum over the inputs of w dx where more than the argument depends on the
+attributed inputs (rules/operands.py fills it); None for an input that carries no importance."""
 
-def slope(*ops: str, broadcasts: bool = False) -> Callable[[Slope], Slope]:
-    """Register the decorated function as the slope of `ops`."""
+
+def slope(*ops: str, broadcasts: bool = False, default: bool = True) -> Callable[[Slope], Slope]:
+    """Register the decorated function as the slope of `ops`, and Rescale with it, as their default or by name."""
 
     def register(function: Slope) -> Slope:
         for op in ops:
             SLOPES[op] = function
             if broadcasts:
                 BROADCASTING.add(op)
-            rescale("rescale", op, function, "m_x = dy/dx m_y, and f'(x) m_y where dx -> 0.", default=True)
+            rescale("rescale", op, function, "m_x = dy/dx m_y, and f'(x) m_y where dx -> 0.", default=default)
         return function
 
     return register
@@ -49,14 +67,35 @@ def rescale(name: str, op: str, slope: Slope, equation: str, *, default: bool = 
     """Register rule `name` of `op`: m_x = s m_y and, whatever the sign of s, dy± = s d± (DeepLIFT 3.5.2)."""
 
     def multipliers(site: Site) -> list[Tensor | None]:
-        return to_argument(site, site.m * slope(site))
+        return [
+            None if value is None or w is None else cast(site.m * w, value.dtype)
+            for value, w in zip(site.inputs, weights(site), strict=True)
+        ]
+
+    def weights(site: Site) -> list[Tensor | None]:
+        return SEVERAL[op](site) if is_of_several(site) else to_argument(site, slope(site))
 
     def parts(site: Site) -> list[Parts]:
-        s = slope(site)
-        return [Parts(*(part * s for part in site.argument.parts))]
+        return weighted_parts(site, weights(site))
 
     multipliers.__doc__ = equation
     rule(name, op, default=default, elementwise=True, broadcasts=op in BROADCASTING, parts=parts)(multipliers)
+
+
+def is_of_several(site: Site) -> bool:
+    """Whether more depends on the attributed inputs than the argument that a slope is of."""
+    active = [index for index, value in enumerate(site.inputs) if value is not None and value.active]
+    return site.op in SEVERAL and active != [0] and (site.op != "Pow" or len(active) > 1)
+
+
+def weighted_parts(site: Site, weights: Sequence[Tensor | None]) -> list[Parts]:
+    """The parts of y = sum of w x."""
+    terms = [
+        Parts(*(cast(part, site.y.dtype) * w for part in value.parts))
+        for value, w in zip(site.inputs, weights, strict=True)
+        if value is not None and w is not None
+    ]
+    return summed(site, terms) if len(terms) > 1 or site.op in BROADCASTING else terms
 
 
 def to_argument(site: Site, m: M) -> list[M | None]:
@@ -64,45 +103,14 @@ def to_argument(site: Site, m: M) -> list[M | None]:
     return [m if value is site.argument else None for value in site.inputs]
 
 
-# --- building blocks: slopes of functions of a pair (x, r) ------------------------------------------------------------
-
-
-def relu_slope(x: Tensor, r: Tensor) -> Tensor:
-    """max(x, r) / |x - r| clipped to [0, 1]: exact for every pair, 0 at x = r = 0."""
-    distance = maximum(absolute(x - r), limits(x).smallest)
-    return clip(maximum(x, r) / distance, 0, 1)
-
-
-def tanh_over(d: Tensor, scale: float = 0.5) -> Tensor:
-    """tanh(scale d) / d, even in d, with its limit at 0: the cancellation-free part of exp, sigmoid and tanh."""
-    distance = maximum(absolute(d), limits(d).tiny)
-    return tanh(distance if scale == 1 else distance * scale) / distance
-
-
-def exp_slope(y: Tensor, y0: Tensor, d: Tensor) -> Tensor:
-    """Logarithmic mean of y = e^x and y0 = e^r: (y + y0) tanh(d/2) / d."""
-    return (y + y0) * tanh_over(d)
-
-
-def quotient(dy: Tensor, d: Tensor, near: Tensor, limit: Tensor) -> Tensor:
-    """dy / d, and `limit` where `near` holds."""
-    return where(near, limit, dy / d)
+# --- building blocks --------------------------------------------------------------------------------------------------
 
 
 def smooth(
     site: Site, derivative: Callable[[Tensor], Tensor], *, scale_free: bool = False, singular: bool = False
 ) -> Tensor:
-    """The divided difference, and the derivative at the midpoint where |d| is below the balance of both errors.
-
-    `singular`: the derivative is infinite somewhere in the domain; there the limit is 0, as nothing finite is right.
-    """
-    x, y = site.x, site.y
-    bounds = limits(x.x)
-    near = absolute(x.d) <= (absolute(x.mid) * bounds.balance if scale_free else bounds.balance)
-    limit = derivative(x.mid)
-    if singular:
-        limit = where(absolute(limit) <= bounds.largest, limit, 0.0)
-    return quotient(y.d, x.d, near, limit)
+    """`smooth_slope` of the operator."""
+    return smooth_slope(site.x, site.y, derivative, scale_free=scale_free, singular=singular)
 
 
 def exact_steps(site: Site, derivative: Tensor) -> Tensor:
@@ -132,7 +140,7 @@ def leaky_relu(site: Site) -> Tensor:
     return alpha + (1 - alpha) * relu_slope(site.x.x, site.x.r)
 
 
-@slope("PRelu")
+@slope("PRelu", broadcasts=True)
 def prelu(site: Site) -> Tensor:
     alpha = site.input(1).x
     return alpha + (1 - alpha) * relu_slope(site.x.x, site.x.r)
@@ -143,9 +151,23 @@ def thresholded_relu(site: Site) -> Tensor:
     return exact_steps(site, site.x.x > site.attribute("alpha", 1.0))
 
 
-@slope("Clip")
+@slope("Clip", broadcasts=True)
 def clipped(site: Site) -> Tensor:
     return exact_steps(site, site.y.x.equals(site.x.x))
+
+
+@slope("Mod", broadcasts=True)
+def remainder(site: Site) -> Tensor:
+    """Of x - b trunc(x / b), which is exact: 1 where the quotient stays."""
+    return where(site.x.d.equals(0), 1.0, site.y.d / site.x.d)
+
+
+@slope("Shrink")
+def shrink(site: Site) -> Tensor:
+    """Pieces that are 0, or the identity shifted, which is rounded: exactly 0 or 1 where x and r are on the same."""
+    lambd: float = site.attribute("lambd", 0.5)
+    piece, piece0 = (where(x < -lambd, -1.0, cast(x > lambd, x.dtype)) for x in (site.x.x, site.x.r))
+    return quotient(site.y.d, site.x.d, piece.equals(piece0), absolute(piece))
 
 
 @slope("HardSigmoid")
@@ -169,12 +191,11 @@ def _hard_sigmoid_slope(value: Value, alpha: float, beta: float) -> Tensor:
 
 @slope("Abs")
 def abs_(site: Site) -> Tensor:
-    """(x + r) / (|x| + |r|)."""
-    x, r = site.x.x, site.x.r
-    return (x + r) / maximum(site.y.x + site.y.r, limits(x).smallest)
+    return abs_slope(site.x, site.y)
 
 
-@slope("Sign", "Floor", "Ceil", "Round")
+@slope("Round", default=False)
+@slope("Sign", "Floor", "Ceil")
 def steps(site: Site) -> Tensor:
     return where(site.x.d.equals(0), 0.0, site.y.d / site.x.d)
 
@@ -189,15 +210,12 @@ def exp_(site: Site) -> Tensor:
 
 @slope("Sigmoid")
 def sigmoid_(site: Site) -> Tensor:
-    """(y + y0 - 2 y y0) tanh(d/2) / d."""
-    y, y0 = site.y.x, site.y.r
-    return (y * (1 - y0) + y0 * (1 - y)) * tanh_over(site.x.d)
+    return sigmoid_slope(site.x, site.y)
 
 
 @slope("Tanh")
 def tanh_(site: Site) -> Tensor:
-    """(1 - y y0) tanh(d) / d."""
-    return (1 - site.y.x * site.y.r) * tanh_over(site.x.d, 1)
+    return tanh_slope(site.x, site.y)
 
 
 @slope("Elu")
@@ -260,6 +278,7 @@ def gelu(site: Site) -> Tensor:
 
 
 def _tanh_gelu_derivative(x: Tensor) -> Tensor:
+    x = clip(x, -10, 10)  # 0 and 1 from there on
     c, square = root(2 / pi), x * x
     t = tanh(x * (1 + square * 0.044715) * c)
     return (1 + t) * 0.5 + x * (1 - t * t) * (1 + square * (3 * 0.044715)) * (0.5 * c)
@@ -276,7 +295,7 @@ def mish(site: Site) -> Tensor:
 
 @slope("Log")
 def log_(site: Site) -> Tensor:
-    return smooth(site, lambda x: 1 / x, scale_free=True)
+    return log_slope(site.x, site.y)
 
 
 DERIVATIVES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -308,14 +327,12 @@ def by_derivative(site: Site) -> Tensor:
 
 @slope("Pow", broadcasts=True)
 def power(site: Site) -> Tensor:
-    """Of x^p for constant p, and of b^x for constant b > 0."""
+    """Of x^p for constant p, and of b^x for constant b."""
     base, p = site.input(0), site.input(1)
     if p.active:
-        scale = log(base.x)
-        return exp_slope(site.y.x, site.y.r, p.d * scale) * scale
+        return exponent_slope(base.x, cast(p.d, base.dtype), site.y.x, site.y.r)
     if p.constant is not None and p.constant.size == 1 and p.constant.item() == 2:
         return base.x + base.r
     if p.constant is not None and p.constant.size == 1 and p.constant.item() == 3:
         return base.x * (base.x + base.r) + base.r * base.r
-    q = cast(p.x, base.dtype)
-    return smooth(site, lambda x: q * x ** (q - 1), scale_free=True, singular=True)
+    return power_slope(base, site.y, cast(p.x, base.dtype))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
-from onnxlift.functions import cast, reshape, sqrt, unsqueeze
+from onnxlift.functions import cast
 from onnxlift.registry import AI_ONNX_ML, rule
 from onnxlift.signed import Parts, by_sign, scaled
 from onnxlift.site import Site, Value
@@ -81,49 +81,12 @@ def negate(site: Site) -> list[Tensor]:
     return [site.minus(site.m)]
 
 
-@rule("linear", "ReduceSum", "ReduceMean", parts=channelwise)
-def reduce(site: Site) -> list[Tensor]:
-    """m_x = m_y over the reduced axes, divided by their extent for a mean."""
-    site.only_active(0)
-    x, m = site.x, site.m
-    axes = reduced_axes(site)
-    if not site.attribute("keepdims", 1):
-        m = unsqueeze(m, axes)
-    return [x.spread(evenly(x, m, axes) if site.op == "ReduceMean" else m)]
-
-
-def evenly(x: Value, m: Tensor, axes: Sequence[int]) -> Tensor:
-    """m / n, n the number of places of `x` along `axes`."""
-    if not axes:
-        return m
-    n = functools.reduce(Tensor.__mul__, (x.dim(axis) for axis in axes))
-    if n.value is None or not n.value.item():
-        return m / cast(reshape(n, []), x.dtype)
-    return m * (1 / int(n.value.item()))
-
-
 def reduced_axes(site: Site) -> list[int]:
     """The axes of a reduction at opset 18 or later, non-negative and sorted; none given means all of them."""
     axes = site.constant(1, "the list of axes")
     if axes is None or axes.size == 0:
         return [] if site.attribute("noop_with_empty_axes", 0) else list(range(site.x.rank))
     return sorted(int(axis) % site.x.rank for axis in axes.flat)
-
-
-def _scale(site: Site) -> Tensor:
-    """scale / sqrt(var + eps), shaped to broadcast over x."""
-    site.only_active(0)
-    if site.attribute("training_mode", 0):
-        site.refuse("it runs in training mode, where samples of a batch depend on each other")
-    scale, variance = site.input(1).x, site.input(4).x
-    s = scale / sqrt(cast(variance, scale.dtype) + site.attribute("epsilon", 1e-5))
-    return reshape(cast(s, site.x.dtype), [-1] + [1] * (site.x.rank - 2))
-
-
-@rule("linear", "BatchNormalization", parts=lambda site: [scaled(site.x.parts, _scale(site))])
-def batch_normalization(site: Site) -> list[Tensor | None]:
-    """m_x = m_y scale / sqrt(var + eps) per channel, at inference."""
-    return [site.m * site.weight(_scale(site))]
 
 
 @rule("linear", "CumSum", parts=channelwise)

@@ -43,8 +43,9 @@ from onnxlift.functions import (
     widen,
 )
 from onnxlift.registry import rule
-from onnxlift.rules.elementwise import quotient
-from onnxlift.rules.linear import reduced_axes, summed
+from onnxlift.rules.axes import Axes, Rows, rows_of
+from onnxlift.rules.linear import summed
+from onnxlift.rules.slopes import quotient
 from onnxlift.signed import Parts
 from onnxlift.site import Site, Value
 from onnxlift.tensor import BOOL, INT64, Array, Tensor, limits
@@ -138,65 +139,34 @@ def finite(y: Tensor) -> Tensor:
     return clip(y, -limits(y).largest, limits(y).largest)
 
 
-@dataclass(frozen=True)
-class Reduction:
-    """How the windows of a reduction lie: one for every output element, its reduced axes together."""
-
-    axes: Sequence[int]
-    order: Sequence[int]
-    keepdims: bool
-
-    @property
-    def kept(self) -> int:
-        return len(self.order) - len(self.axes)
-
-    @property
-    def axis(self) -> int:
-        return self.axes[0] if len(self.axes) == 1 else self.kept
-
-    def ordered(self, t: Tensor) -> Tensor:
-        return transpose(t, self.order)
-
-    def rows(self, t: Tensor) -> Tensor:
-        return t if len(self.axes) == 1 else regroup(self.ordered(t), self.kept, [-1])
-
-    def output(self, t: Tensor) -> Tensor:
-        return self.rows(t if self.keepdims else unsqueeze(t, self.axes))
-
-
-def reduction_of(site: Site) -> Reduction | None:
+def rows_of_maxima(site: Site) -> Rows | None:
     """None where nothing is reduced."""
-    site.only_active(0)
-    pool = site.op == "GlobalMaxPool"
-    axes = list(range(2, site.x.rank)) if pool else reduced_axes(site)
-    order = [*(axis for axis in range(site.x.rank) if axis not in axes), *axes]
-    return Reduction(axes, order, pool or bool(site.attribute("keepdims", 1))) if axes else None
+    if site.op == "GlobalMaxPool":
+        return Rows(site.x, list(range(2, site.x.rank)), keepdims=True) if site.x.rank > 2 else None
+    return rows_of(Axes(site))
 
 
-def reduction_routes(site: Site, variant: str, how: Reduction) -> Routes:
-    rows = site.x.map(how.rows)
-    places = rows.map(partial(first_place, "ArgMin" if site.op in MINIMA else "ArgMax", how.axis))
-    return routes(site, variant, rows, site.y.map(how.output), places, how.axis)
+def reduction_routes(site: Site, variant: str, rows: Rows) -> Routes:
+    x = rows.value(site.x)
+    places = x.map(partial(first_place, "ArgMin" if site.op in MINIMA else "ArgMax", rows.axis))
+    return routes(site, variant, x, rows.reduced(site.y), places, rows.axis)
 
 
 def reduced_parts(site: Site, variant: str) -> list[Parts]:
-    how = reduction_of(site)
-    if how is None:
+    rows = rows_of_maxima(site)
+    if rows is None:
         return [site.x.parts]
-    found = reduction_routes(site, variant, how)
-    return [Parts(*(site.y.like(found.forward(how.rows(part))) for part in site.x.parts))]
+    found = reduction_routes(site, variant, rows)
+    return [Parts(*(site.y.like(found.forward(rows.rows(part))) for part in site.x.parts))]
 
 
 @maxima("ReduceMax", "ReduceMin", "GlobalMaxPool", parts=reduced_parts)
 def reduction(site: Site, variant: str) -> list[Tensor]:
     """One window for every output element: the reduced axes."""
-    how = reduction_of(site)
-    if how is None:
+    rows = rows_of_maxima(site)
+    if rows is None:
         return [site.m]
-    m = reduction_routes(site, variant, how).back(how.output(site.m))
-    if len(how.axes) > 1:
-        m = transpose(site.x.map(how.ordered).like(m), [int(axis) for axis in np.argsort(how.order)])
-    return [m]
+    return [rows.back(reduction_routes(site, variant, rows).back(rows.output(site.m)))]
 
 
 def first_place(op: str, axis: int, x: Tensor, keepdims: bool = True) -> Tensor:

@@ -1,155 +1,149 @@
-"""Softmax and its kin in log space, and the normalisations by midpoints (METHOD section 6). Complete, never singular.
+"""The normalisations (METHOD section 6): complete, symmetric in x and r, and bounded by the larger deviation.
 
+Rows of D elements are centred and divided by their deviation: n = a / s, a = x - mean x, s = sqrt(mean a^2 + eps).
 Half precision is computed in float32, as ONNX Runtime does inside these operators.
+
+METHOD gives the product a (1/s) the midpoint rule, whose terms (1/s + 1/s0)/2 da and (a + a0)/2 d(1/s) are huge and
+cancel where one run has next to no variance: s0 = sqrt(eps) for a reference of zeros. Here it is the product n s that
+gets it: da = s' dn + n' ds, with ' for midpoints, is solved for
+
+    dn = (da - n' ds) / s',   ds = mean((a + a0) da) / (s + s0),
+
+in which nothing is larger than what it is made of: |da| / s' is at most 2 |da| / max(s, s0), |n' ds| / s' at most
+2 |n'|. Both have the same limit at x = r, and the decomposed operator gives the same by its own rules
+(Div, Sqrt, Mul, ReduceMean).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
 
-from onnxlift.functions import (
-    absolute,
-    cast,
-    clip,
-    exp,
-    log,
-    maximum,
-    reduce_max,
-    reduce_mean,
-    reduce_sum,
-    regroup,
-    reshape,
-    sigmoid,
-    sqrt,
-    tanh,
-    unsqueeze,
-    widen,
-)
+from onnxlift.functions import absolute, cast, reduce_mean, reduce_sum, regroup, reshape, sqrt, unsqueeze, widen
 from onnxlift.registry import rule
-from onnxlift.rules.elementwise import tanh_over
-from onnxlift.rules.linear import reduced_axes
+from onnxlift.rules.axes import evenly
+from onnxlift.rules.slopes import quotient
 from onnxlift.site import Site, Value, unbroadcast
-from onnxlift.tensor import Tensor, limits, unary
-
-# --- softmax ---------------------------------------------------------------------------------------------------------
-#
-# With S = log sum exp x along the axis and the logarithmic mean Λ(a, b) = (a - b) / (ln a - ln b), the changes are
-#     dS = sum_j R_j dx_j,   R_j = Λ(e^x_j, e^r_j) / Λ(e^S, e^S0),
-#     d log y_i = dx_i - dS,   dy_i = Λ(y_i, y0_i) d log y_i.
-# Λ(a, b) = (a + b) tanh(D/2)/D with D = ln a - ln b has no cancellation, and with w = sigmoid(dS)
-#     R_j = (w y_j + (1 - w) y0_j) (tanh(dx_j/2)/dx_j) / (tanh(dS/2)/dS).
-# Of y, x and S only differences appear, so that no logit is too large.
+from onnxlift.tensor import Tensor, limits
 
 
-@rule("log-space", "Softmax")
-def softmax(site: Site) -> list[Tensor]:
-    """m_j = g_j L_j - R_j sum(g_i L_i), L_i = Λ(y_i, y0_i), for upstream multipliers g (METHOD 6)."""
-    axes = [site.attribute("axis", -1) % site.x.rank]
-    x = logits(site.x)
-    logs, y = x.map(lambda t: log_softmax(t, axes)), site.y.map(widen)
-    g = widen(site.m) * ((y.x + y.r) * tanh_over(logs.d))
-    return [cast(g - log_sum_share(x, logs, y, axes, reduce_sum(g, axes)), site.x.dtype)]
+@dataclass(frozen=True)
+class Rows:
+    """What is normalised together, along `axes`: the centred values and the deviation of every row."""
 
+    axes: Sequence[int]
+    a: Value
+    s: Value
 
-@rule("log-space", "LogSoftmax")
-def logarithmic_softmax(site: Site) -> list[Tensor]:
-    """m_j = g_j - R_j sum(g_i) (METHOD 6)."""
-    axes = [site.attribute("axis", -1) % site.x.rank]
-    x, g = logits(site.x), widen(site.m)
-    logs = x.map(lambda t: log_softmax(t, axes))
-    return [cast(g - log_sum_share(x, logs, logs.map(exp), axes, reduce_sum(g, axes)), site.x.dtype)]
+    @classmethod
+    def of(cls, x: Value, axes: Sequence[int], eps: float) -> Rows:
+        a = x.map(lambda t: widen(t) - reduce_mean(widen(t), axes))
+        square = a.map(lambda t: reduce_mean(t * t, axes))
+        return cls(axes, a, square.map(lambda t: sqrt(t + eps if eps else t)))
 
+    @property
+    def mid(self) -> Tensor:
+        """(n + n0) / 2."""
+        return (self.a.x / self.s.x + self.a.r / self.s.r) * 0.5
 
-@rule("log-space", "ReduceLogSumExp")
-def log_sum_exp(site: Site) -> list[Tensor]:
-    """m_j = R_j g (METHOD 6)."""
-    site.only_active(0)
-    axes = reduced_axes(site)
-    if not axes:
-        return [site.m]
-    x, g = logits(site.x), widen(site.m if site.attribute("keepdims", 1) else unsqueeze(site.m, axes))
-    logs = x.map(lambda t: log_softmax(t, axes))
-    return [cast(log_sum_share(x, logs, logs.map(exp), axes, g), site.x.dtype)]
+    def back(self, g: Tensor) -> Tensor:
+        """From the multiplier g of n to x: (g - mean g - (a + a0) mean(g n') / (s + s0)) / s'."""
+        a, s, axes = self.a, self.s, self.axes
+        both = s.x + s.r
+        along = (reduce_mean(g * a.x, axes) / s.x + reduce_mean(g * a.r, axes) / s.r) * 0.5
+        return (g - reduce_mean(g, axes) - (a.x + a.r) * (along / both)) * (2 / both)
 
+    def back_from_mean(self, g: Tensor) -> Tensor:
+        """From the multiplier g of mean x: g / D."""
+        return self.a.spread(evenly(self.a, cast(g, self.a.dtype), self.axes))
 
-def logits(x: Value) -> Value:
-    """In float32 at least; minus infinity becomes the lowest number, so that masked logits have differences."""
-
-    def finite(t: Tensor) -> Tensor:
-        t = widen(t)
-        return maximum(t, -limits(t).largest)
-
-    return x.map(finite)
-
-
-def log_softmax(x: Tensor, axes: Sequence[int]) -> Tensor:
-    """x - S."""
-    if len(axes) == 1:
-        return unary("LogSoftmax", x, axis=axes[0])
-    z = x - reduce_max(x, axes)
-    return z - log(reduce_sum(exp(z), axes))
-
-
-def log_sum_share(x: Value, logs: Value, y: Value, axes: Sequence[int], g: Tensor) -> Tensor:
-    """R_j g. The largest logit and its logarithm give dS without cancellation: S = max x - max log y."""
-    tops, top_logs = (value.map(lambda t: reduce_max(t, axes)) for value in (x, logs))
-    d = tops.d - top_logs.d
-    size = maximum(absolute(d), limits(d).tiny)
-    g = clip(g * (size / tanh(size * 0.5)), -limits(d).largest, limits(d).largest)
-    return (y.x * (g * sigmoid(d)) + y.r * (g * sigmoid(-d))) * tanh_over(x.d)
-
-
-# --- normalisations --------------------------------------------------------------------------------------------------
+    def back_from_inverse(self, g: Tensor) -> Tensor:
+        """From the multiplier g of 1/s: -(a + a0) g / (D s s0 (s + s0))."""
+        a, s = self.a, self.s
+        return (a.x + a.r) * -evenly(a, cast(g, a.dtype) / s.x / s.r / (s.x + s.r), self.axes)
 
 
 @rule("midpoint", "LayerNormalization")
 def layer_normalization(site: Site) -> list[Tensor | None]:
-    """`normalize` over the last axes; m_bias = m_y (METHOD 6)."""
-    site.only_active(0, 2)
-    rank, bias = site.x.rank, site.optional(2)
-    g = site.m * site.input(1).x
-    m = normalize(site, site.x, g, range(site.attribute("axis", -1) % rank, rank))
-    return [m, None, unbroadcast(site.m, site.y.shape, bias) if bias is not None and bias.active else None]
+    """m_x = (g - mean g - (a + a0) mean(g n') / (s + s0)) / s', g = scale' m_y; m_scale = n' m_y; m_bias = m_y."""
+    rank, scale = site.x.rank, site.input(1)
+    rows = Rows.of(site.x, range(site.attribute("axis", -1) % rank, rank), site.attribute("epsilon", 1e-5))
+    m_y, m_mean, m_inverse = (*site.multipliers, None, None)[:3]
+    terms, inputs = [], []
+    if m_y is not None:
+        g = widen(m_y)
+        terms.append(rows.back(g * widen(scale.mid)))
+        inputs = [
+            unbroadcast(cast(factor, value.dtype), site.x.shape, value) if value is not None and value.active else None
+            for value, factor in ((scale, g * rows.mid), (site.optional(2), m_y))
+        ]
+    if m_mean is not None:
+        terms.append(rows.back_from_mean(m_mean))
+    if m_inverse is not None:
+        terms.append(rows.back_from_inverse(m_inverse))
+    return [cast(reduce(Tensor.__add__, terms), site.x.dtype), *inputs]
 
 
 @rule("midpoint", "InstanceNormalization")
 def instance_normalization(site: Site) -> list[Tensor | None]:
-    """`normalize` over the spatial axes of every channel (METHOD 6)."""
-    site.only_active(0, 2)
-    return [normalize(site, site.x, per_channel(site), range(2, site.x.rank)), None, _bias(site)]
+    """As LayerNormalization, over the places of every channel."""
+    rows = Rows.of(site.x, range(2, site.x.rank), site.attribute("epsilon", 1e-5))
+    m = rows.back(widen(per_channel(site)))
+    return [cast(m, site.x.dtype), *channel_inputs(site, rows.mid)]
 
 
 @rule("midpoint", "GroupNormalization")
 def group_normalization(site: Site) -> list[Tensor | None]:
-    """`normalize` over every group of channels (METHOD 6)."""
-    site.only_active(0, 2)
+    """As LayerNormalization, over every group of channels."""
     groups = [site.attribute("num_groups"), -1]
-    m = normalize(site, site.x.map(lambda t: regroup(t, 1, groups)), regroup(per_channel(site), 1, groups), [2])
-    return [site.x.like(m), None, _bias(site)]
+    rows = Rows.of(site.x.map(lambda t: regroup(t, 1, groups)), [2], site.attribute("epsilon", 1e-5))
+    m = rows.back(regroup(widen(per_channel(site)), 1, groups))
+    return [cast(site.x.like(m), site.x.dtype), *channel_inputs(site, site.x.like(rows.mid))]
 
 
 def per_channel(site: Site) -> Tensor:
-    """γ g, with one γ for each channel."""
-    return site.m * reshape(site.input(1).x, [-1] + [1] * (site.x.rank - 2))
+    """γ' g, with one γ for each channel."""
+    return site.m * reshape(site.input(1).mid, [-1] + [1] * (site.x.rank - 2))
 
 
-def _bias(site: Site) -> Tensor | None:
-    bias = site.optional(2)
-    if bias is None or not bias.active:
-        return None
-    return reduce_sum(site.m, [0, *range(2, site.x.rank)], keepdims=False)
+def channel_inputs(site: Site, mid: Tensor) -> list[Tensor | None]:
+    """The multipliers of scale and bias, which there is one of for each channel; `mid`: n'."""
+    axes = [0, *range(2, site.x.rank)]
+    return [
+        cast(reduce_sum(widen(site.m) * factor, axes, keepdims=False), value.dtype) if value.active else None
+        for value, factor in ((site.input(1), mid), (site.input(2), 1.0))
+    ]
 
 
-def normalize(site: Site, x: Value, g: Tensor, axes: Sequence[int]) -> Tensor:
-    """m = (1/s + 1/s0)/2 (g - mean g - u mean(g u)), u = (a + a0) / (s + s0).
+@rule("midpoint", "MeanVarianceNormalization")
+def mean_variance_normalization(site: Site) -> list[Tensor]:
+    """As LayerNormalization over any axes, without scale, bias and eps."""
+    axes = sorted(axis % site.x.rank for axis in site.attribute("axes", [0, 2, 3]))
+    return [cast(Rows.of(site.x, axes, 0).back(widen(site.m)), site.x.dtype)]
 
-    With a = x - mean x and the deviation s = sqrt(mean a^2 + eps): METHOD's formula for v = 1/s, and the derivative of
-    a/s where x = r. u stays below 2 sqrt(D), however small s is. `g` is the upstream multiplier times γ.
-    """
-    eps = site.attribute("epsilon", 1e-5)
-    g = widen(g)
-    a = x.map(lambda t: widen(t) - reduce_mean(widen(t), axes))
-    s = a.map(lambda t: sqrt(reduce_mean(t * t, axes) + eps))
-    u = (a.x + a.r) / (s.x + s.r)
-    scale = (1 / s.x + 1 / s.r) * 0.5
-    return cast((g - reduce_mean(g, axes) - u * reduce_mean(g * u, axes)) * scale, site.x.dtype)
+
+@rule("midpoint", "LRN")
+def local_response_normalization(site: Site) -> list[Tensor]:
+    """m_x = g - (x + x0) sum(g y' dp/dq) alpha/size, g = m_y / p', for y = x/p, p = q^beta, q = bias + window sums."""
+    size, alpha = site.attribute("size"), site.attribute("alpha", 1e-4)
+    beta, bias = site.attribute("beta", 0.75), site.attribute("bias", 1.0)
+    x, y = site.x.map(planes), site.y.map(planes)
+    q = x.map(lambda t: channel_average(t * t, size) * alpha + bias)
+    p = q.map(lambda t: t**beta)
+    g = planes(site.m) / p.mid
+    near = absolute(q.d) <= absolute(q.mid) * limits(q.d).balance
+    slope = quotient(p.d, q.d, near, q.mid ** (beta - 1) * beta)
+    m = g - (x.x + x.r) * (channel_average(g * y.mid * slope, size) * alpha)
+    return [cast(site.x.like(m), site.x.dtype)]
+
+
+def planes(x: Tensor) -> Tensor:
+    """[N, C, ...] as [N, 1, C, places]: a window of channels is one of rows then."""
+    return unsqueeze(regroup(widen(x), 2, [-1]), [1])
+
+
+def channel_average(x: Tensor, size: int) -> Tensor:
+    """The sum over the `size` channels around each, divided by `size`; for an odd size, as it has to be, symmetric."""
+    half, window = size // 2, {"kernel_shape": [size, 1], "count_include_pad": 1}
+    return x.emitter.op("AveragePool", x, pads=[half, 0, half, 0], shape=x.shape, **window)

@@ -1,4 +1,8 @@
-"""Average pools: affine, every place of a window receives m_y / n, n the number of places that the window counts."""
+"""Average pools: affine, every place of a window receives m_y / n, n the number of places that the window counts.
+
+And pools of the p-norm, y^p = sum |x|^p. With h(a, b) = (a^p - b^p) / (a - b), a sum of products, they have the slope
+h(|x|, |r|) / h(y, y0) times that of |x|, within [-1, 1].
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxlift.functions import arange, cast, concat, maximum, minimum, reshape
+from onnxlift.functions import absolute, arange, cast, concat, maximum, minimum, reshape, where
 from onnxlift.registry import rule
-from onnxlift.rules.linear import channelwise, evenly
+from onnxlift.rules.axes import evenly
+from onnxlift.rules.linear import channelwise
+from onnxlift.rules.slopes import abs_slope
 from onnxlift.rules.windows import Window, fit, known, mirrored_pads, numbers, transposed, windows
-from onnxlift.site import Site
+from onnxlift.site import Site, Value
 from onnxlift.tensor import FLOAT32, Tensor
 
 
@@ -25,16 +31,60 @@ def global_average_pool(site: Site) -> list[Tensor]:
 def average_pool(site: Site) -> list[Tensor]:
     """m_x = sum over the windows that see x of m_y / n."""
     spans = windows(site, numbers(site, "kernel_shape", []))
-    places = math.prod(span.kernel for span in spans)
-    m = site.m
     factor = _factor(site, spans)
-    if factor is not None:
-        m = m * factor
+    return [_spread(site, site.m if factor is None else site.m * factor, spans)]
+
+
+@rule("rescale", "GlobalLpPool")
+def global_lp_pool(site: Site) -> list[Tensor]:
+    """m_x = (|x|^p - |r|^p) / (x - r) * (y - y0) / (y^p - y0^p) m_y, with the limits."""
+    p = site.attribute("p", 2)
+    return [norm_slope(site.x, p) * over_norms(site, p)]
+
+
+@rule("rescale", "LpPool")
+def lp_pool(site: Site) -> list[Tensor]:
+    """As GlobalLpPool, summed over the windows that see x."""
+    p, spans = site.attribute("p", 2), windows(site, numbers(site, "kernel_shape", []))
+    places = math.prod(span.kernel for span in spans)
+    return [norm_slope(site.x, p) * (_spread(site, over_norms(site, p), spans) * places)]
+
+
+def norm_slope(x: Value, p: int) -> Tensor:
+    """(|x|^p - |r|^p) / (x - r)."""
+    if p % 2 == 0:
+        return (x.x + x.r) * power_difference(x.x * x.x, x.r * x.r, p // 2)
+    size = x.map(absolute)
+    return abs_slope(x, size) * power_difference(size.x, size.r, p)
+
+
+def over_norms(site: Site, p: int) -> Tensor:
+    """m_y (y - y0) / (y^p - y0^p), and 0 where both norms are 0."""
+    total = power_difference(site.y.x, site.y.r, p)
+    return site.m if isinstance(total, float) else where(total.equals(0), 0.0, site.m / total)
+
+
+def power_difference(a: Tensor, b: Tensor, p: int) -> Tensor | float:
+    """(a^p - b^p) / (a - b) for a, b >= 0: a^(p-1) + a^(p-2) b + ... + b^(p-1)."""
+    if p == 1:
+        return 1.0
+    if p % 2:
+        return a * power_difference(a, b, p - 1) + _power(b, p - 1)
+    return (_power(a, p // 2) + _power(b, p // 2)) * power_difference(a, b, p // 2)
+
+
+def _power(a: Tensor, p: int) -> Tensor:
+    return a if p == 1 else a * a if p == 2 else a**p
+
+
+def _spread(site: Site, m: Tensor, spans: Sequence[Window]) -> Tensor:
+    """Every place of a window receives m / (places of the kernel)."""
+    places = math.prod(span.kernel for span in spans)
     if all(span.kernel == span.stride and span.dilation == 1 for span in spans) and len(spans) <= 2:
-        return [_repeated(site, m * (1 / places), spans)]
+        return _repeated(site, m * (1 / places), spans)
     if all(span.stride == span.dilation == 1 for span in spans):
-        return [_pooled(site, m, spans)]
-    return [_scattered(site, m, spans, 1 / places)]
+        return _pooled(site, m, spans)
+    return _scattered(site, m, spans, 1 / places)
 
 
 def _factor(site: Site, spans: Sequence[Window]) -> Tensor | None:

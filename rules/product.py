@@ -5,7 +5,7 @@ With a constant factor (b = b0) it is the factor itself: the linear rule is the 
 
 from __future__ import annotations
 
-from onnxlift.functions import swap_last, unsqueeze, where
+from onnxlift.functions import sign, swap_last, unsqueeze, where
 from onnxlift.registry import rule
 from onnxlift.rules.linear import mixed, summed
 from onnxlift.signed import Parts, by_sign, scaled
@@ -25,10 +25,25 @@ def _weights(site: Site) -> list[Tensor | None]:
     a, b = site.input(0), site.input(1)
     if site.op == "Mul":
         return [b.mid if a.active else None, a.mid if b.active else None]
+    return quotient_weights(a, b, site.y)
+
+
+def quotient_weights(a: Value, b: Value, y: Value) -> list[Tensor | None]:
+    """What the operands of y = a / b are multiplied with: 1/b' and -y'/b', with ' for midpoints.
+
+    That is the midpoint rule of y b = a, solved for dy. No term is then larger than what the larger of b and b0 makes
+    of it, where METHOD's (1/b + 1/b0)/2 and -a' / (b b0), the Shapley values, are huge and cancel if one of them is
+    small: the deviation that a normalisation divides by. They remain where b and b0 differ in sign, and b' may be 0.
+    With one operand constant the two are the same.
+    """
     if not b.active:
         return [1 / b.x, None]
     v, v0 = (_reciprocal(value) for value in (b.x, b.r))
-    return [(v + v0) * 0.5 if a.active else None, -(a.mid * v * v0)]
+    w_b = a.mid * v * v0
+    if not a.active:
+        return [None, -w_b]
+    same = sign(b.x) * sign(b.r) > 0
+    return [where(same, 1 / b.mid, (v + v0) * 0.5), -where(same, y.mid / b.mid, w_b)]
 
 
 def _reciprocal(b: Tensor) -> Tensor:
@@ -44,7 +59,7 @@ def multiply(site: Site) -> list[Tensor | None]:
 
 @rule("midpoint", "Div", broadcasts=True, parts=_scaled_operands)
 def divide(site: Site) -> list[Tensor | None]:
-    """m_a = (1/b + 1/b0)/2 m_y, m_b = -(a + a0) / (2 b b0) m_y."""
+    """m_a = m_y / b', m_b = -y' m_y / b', midpoints ' as y b = a has them; where b changes sign see METHOD 5."""
     b = site.input(1)
     if not b.active:
         return [site.m / site.weight(b.x), None]

@@ -17,9 +17,6 @@ from onnxlift.tensor import Tensor
 CANCELS = 1e-2
 """Differences cancel where |sum dx'| is below so much of sum |dx'|: rounding errors grow by its inverse."""
 
-RECURRENT = ("LSTM", "GRU", "RNN")
-"""Operators whose second axis counts the samples."""
-
 
 @rule("proportional", "Mul", default=False, broadcasts=True)
 def product(site: Site) -> list[Tensor | None]:
@@ -37,9 +34,8 @@ def product(site: Site) -> list[Tensor | None]:
 @rule("proportional", ANY, default=False)
 def last_resort(site: Site) -> list[Tensor | None]:
     """m = sum(m_y dy) / sum(dx') per sample; where the dx' cancel, m = sum(m_y dy) dx / sum(dx'^2) (LIFTPAD eq. 15)."""
-    if site.op in RECURRENT and site.batched:
-        site.refuse("its first axis counts steps of time, not samples, which it has to sum over")
-    active = [value for value in site.inputs if value is not None and value.active]
+    values = [*site.inputs, *site.roots]  # what bodies read from outside are inputs too
+    active = [value for value in values if value is not None and value.active]
     arrived = [
         per_sample(site, value, m * value.d)
         for value, m in zip(site.outputs, site.multipliers, strict=True)
@@ -58,8 +54,7 @@ def last_resort(site: Site) -> list[Tensor | None]:
     even = where(cancels, 0.0, c / where(cancels, 1.0, total))
     aslant = where(cancels, c / where(square.equals(0), 1.0, square), 0.0)
     return [
-        beside(site, x, even) + beside(site, x, aslant) * x.d if x is not None and x.active else None
-        for x in site.inputs
+        beside(site, x, even) + beside(site, x, aslant) * x.d if x is not None and x.active else None for x in values
     ]
 
 

@@ -10,12 +10,12 @@ is total: where a side is empty it is the derivative, so that no pseudocount is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import pi
 
 from onnxlift.functions import absolute, logical_and, sign, where
 from onnxlift.registry import rule
-from onnxlift.rules.elementwise import BROADCASTING, SLOPES, to_argument
+from onnxlift.rules.elementwise import BROADCASTING, SEVERAL, SLOPES, is_of_several, to_argument, weighted_parts
 from onnxlift.signed import Multiplier, Parts
 from onnxlift.site import Site
 from onnxlift.tensor import Tensor, limits, unary
@@ -34,6 +34,8 @@ def reveal_cancel(name: str, op: str, slopes: Slopes, equation: str) -> None:
     """Register rule `name` of `op`: m+ = (dy+/p) m+_y, m- = (dy-/n) m-_y."""
 
     def multipliers(site: Site) -> list[Multiplier | None]:
+        if is_of_several(site):
+            return weighted(site, SEVERAL[op](site))
         s_plus, s_minus = slopes(site)
         mean, half = (s_plus + s_minus) * 0.5, (s_plus - s_minus) * 0.5
         if site.half is None:
@@ -43,6 +45,8 @@ def reveal_cancel(name: str, op: str, slopes: Slopes, equation: str) -> None:
         return to_argument(site, m)
 
     def parts(site: Site) -> list[Parts]:
+        if is_of_several(site):
+            return weighted_parts(site, SEVERAL[op](site))
         p, n = site.argument.parts
         s_plus, s_minus = slopes(site)
         return [Parts(s_plus * p, s_minus * n)]
@@ -50,6 +54,12 @@ def reveal_cancel(name: str, op: str, slopes: Slopes, equation: str) -> None:
     multipliers.__doc__ = equation
     broadcasts = op in BROADCASTING
     rule(name, op, default=False, elementwise=True, broadcasts=broadcasts, parts=parts, signed=True)(multipliers)
+
+
+def weighted(site: Site, weights: Sequence[Tensor | None]) -> list[Multiplier | None]:
+    """m± = w m±_y for y = sum of w x: of several tensors, each counts as one cause."""
+    halves = [None if w is None or site.half is None else site.half * w for w in weights]
+    return [None if w is None else Multiplier(site.m * w, half) for w, half in zip(weights, halves, strict=True)]
 
 
 def slopes(site: Site) -> tuple[Tensor, Tensor]:

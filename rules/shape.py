@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from onnxlift.functions import (
-    arange,
     cast,
     concat,
-    expand,
-    logical_and,
-    logical_not,
-    logical_or,
-    maximum,
-    minimum,
+    reduce_sum,
     reshape,
-    scatter_add,
-    shape_of,
+    slice_axis,
     transpose,
     unsqueeze,
     where,
+    widen,
 )
-from onnxlift.registry import rule
+from onnxlift.registry import AI_ONNX_ML, rule
+from onnxlift.rules.gather import by_index, places_by_index, zero_pad
 from onnxlift.rules.linear import channelwise, summed
 from onnxlift.signed import Parts
-from onnxlift.site import Site, Value, unbroadcast
-from onnxlift.tensor import INT64, Tensor
+from onnxlift.site import Site
+from onnxlift.tensor import Tensor
 
 
 def _alike(site: Site) -> list[Parts]:
@@ -35,28 +31,36 @@ def _alike(site: Site) -> list[Parts]:
     return [Parts(*(site.y.like(cast(part, site.y.dtype)) for part in site.x.parts))]
 
 
-@rule("movement", "Identity", "Dropout", parts=lambda site: [site.x.parts])
+@rule("movement", "Identity", parts=lambda site: [site.x.parts])
 def identity(site: Site) -> list[Tensor]:
     """m_x = m_y."""
-    training = site.constant(2, "training_mode") if site.op == "Dropout" else None
-    if training is not None and training.item():
-        site.refuse("it drops at random (training mode)")
     return [site.m]
 
 
-@rule("movement", "Cast", "CastLike", conditions=True, parts=_alike)
-def convert(site: Site) -> list[Tensor | None]:
-    """m_x = m_y in x's precision; of an indicator c(z): m_z = m_y (c - c0) / dz."""
-    if site.roots:
-        return [*(None for _ in site.inputs), _jump(site, site.m * site.y.d)]
-    return [cast(site.m, site.x.dtype)]
+def _undropped(site: Site) -> list[Parts]:
+    """The parts of x, as far as they are kept."""
+    kept = _kept(site)
+    return [site.x.parts if kept is None else Parts(*(part * kept for part in site.x.parts))]
 
 
-def _jump(site: Site, contribution: Tensor) -> Tensor:
-    """The multiplier of the condition's root that turns a change of the condition into `contribution`."""
-    z = site.roots[0]
-    m = where(z.d.equals(0), 0.0, cast(contribution, z.dtype) / z.d)
-    return unbroadcast(m, site.y.shape, z)
+@rule("movement", "Dropout", parts=_undropped)
+def undropped(site: Site) -> list[Tensor]:
+    """m_x = m_y; dy/dx m_y where whether it drops anything is known at run time only."""
+    kept = _kept(site)
+    return [site.m if kept is None else site.m * kept]
+
+
+def _kept(site: Site) -> Tensor | None:
+    """dy/dx, None where nothing is dropped."""
+    ratio, training = site.optional(1), site.optional(2)
+    if training is None or (ratio is not None and ratio.constant is not None and not ratio.constant.any()):
+        return None
+    if training.constant is None:
+        d = site.x.d
+        return where(d.equals(0), 1.0, site.y.d / where(d.equals(0), 1.0, d))
+    if training.constant.any():
+        site.refuse("it drops at random (training mode)")
+    return None
 
 
 @rule("movement", "Reshape", "Flatten", "Squeeze", "Unsqueeze", parts=_alike)
@@ -116,30 +120,6 @@ def split(site: Site) -> list[Tensor]:
     return [concat(pieces, axis)]
 
 
-def _selected_parts(site: Site) -> list[Parts]:
-    """The parts of the branch that is selected; zeros for one that carries no importance."""
-    condition, a, b = site.input(0), site.input(1), site.input(2)
-    zeros = a.zeros() if a.active else b.zeros()
-    sides = [x.parts if x.active else Parts(zeros, zeros) for x in (a, b)]
-    return summed(site, [Parts(*(where(condition.x, *side) for side in zip(*sides, strict=True)))])
-
-
-@rule("movement", "Where", conditions=True, parts=_selected_parts)
-def selected(site: Site) -> list[Tensor | None]:
-    """m_a = m_y where c, m_b = m_y elsewhere; where c(z) differs from c0, m_z = m_y dy / dz."""
-    condition, a, b = site.input(0), site.input(1), site.input(2)
-    m, of = site.m, site.y.shape
-    chosen, rejected = condition.x, logical_not(condition.x)
-    jump = None
-    if site.roots:
-        c, c0 = condition.x, condition.r
-        chosen, rejected = logical_and(c, c0), logical_not(logical_or(c, c0))
-        jump = _jump(site, where(logical_or(chosen, rejected), 0.0, m * site.y.d))
-    m_a = unbroadcast(where(chosen, m, 0.0), of, a) if a.active else None
-    m_b = unbroadcast(where(rejected, m, 0.0), of, b) if b.active else None
-    return [None, m_a, m_b, jump]
-
-
 @rule("movement", "Trilu", parts=channelwise)
 def triangle(site: Site) -> list[Tensor | None]:
     """The same triangle of m_y."""
@@ -148,23 +128,49 @@ def triangle(site: Site) -> list[Tensor | None]:
 
 
 def _padded_parts(site: Site) -> list[Parts]:
-    """Either part padded, a constant border being 0."""
-    return [Parts(*(site.again(part, site.tensor(1), *[None][: len(site.inputs) - 2]) for part in site.x.parts))]
+    """Either part padded with that of the border's value, which is 0 where the value carries no importance."""
+    x, value = site.x, site.optional(2)
+    inside = x.parts if x.active else Parts(x.zeros(), x.zeros())
+    border = value.parts if value is not None and value.active else (None, None)
+    axes = [site.tensor(3)] if site.optional(3) else []
+    sides = zip(inside, border, strict=True)
+    return [Parts(*(site.again(part, site.tensor(1), edge, *axes) for part, edge in sides))]
 
 
 @rule("movement", "Pad", parts=_padded_parts)
 def padded(site: Site) -> Sequence[Tensor | None]:
-    """Cut the padding off m_y; add it back to where it was copied from in the modes that copy."""
-    site.only_active(0)
+    """Cut the padding off m_y, and sum it for the border's value; in the modes that copy, add it to what it copies."""
+    site.only_active(0, 2)
     if site.attribute("mode", "constant") != "constant":
-        return by_index(site)
+        return [places_by_index(site)]
+    value = site.optional(2)
+    m_x = _without_border(site) if site.x.active else None
+    if value is None or not value.active:
+        return [m_x]
+    one, m = site.emitter.constant(1, value.dtype), widen(site.m)
+    outside = site.emitter.op("Pad", site.x.zeros(), site.tensor(1), one, site.tensor(3), shape=site.y.shape)
+    total = site.emitter.op("ReduceSum", m * cast(outside, m.dtype), keepdims=0, shape=())
+    return [m_x, None, value.like(cast(total, value.dtype))]
+
+
+def _without_border(site: Site) -> Tensor:
+    """m_y where y is x."""
     pads, axes = site.input(1), site.optional(3)
     if pads.constant is None or (pads.constant < 0).any() or (axes is not None and axes.constant is None):
-        return [site.emitter.op("Pad", site.m, -pads.x, None, site.tensor(3))]
+        return site.emitter.op("Pad", site.m, -pads.x, None, site.tensor(3))
     begins, ends = np.split(pads.constant, 2)
     along = range(site.x.rank) if axes is None or axes.constant is None else [int(a) for a in axes.constant]
     stops = [-int(end) if end else np.iinfo(np.int64).max for end in ends]
-    return [site.emitter.op("Slice", site.m, *map(site.emitter.ints, (begins.tolist(), stops, along)))]
+    return site.emitter.op("Slice", site.m, *map(site.emitter.ints, (begins.tolist(), stops, along)))
+
+
+@rule("movement", "CenterCropPad", parts=channelwise)
+def centered(site: Site) -> list[Tensor | None]:
+    """The same operator, back to x's extents: what is cut off returns as zeros, what was added is cut off."""
+    site.only_active(0)
+    axes = site.attribute("axes", None)
+    extents = [site.x.dim(axis) for axis in (range(site.x.rank) if axes is None else axes)]
+    return [site.emitter.op("CenterCropPad", site.m, concat(extents, axis=0), axes=axes, shape=site.x.shape)]
 
 
 @rule("movement", "Slice", parts=channelwise)
@@ -178,45 +184,98 @@ def sliced(site: Site) -> Sequence[Tensor | None]:
         return by_index(site)
     begins = [int(start) for start in starts]
     along = range(len(begins)) if axes is None else [int(axis) % site.x.rank for axis in axes]
-    return [_zero_pad(site.m, site.x, dict(zip(along, begins, strict=True)))]
+    return [zero_pad(site.m, site.x, dict(zip(along, begins, strict=True)))]
 
 
-def _zero_pad(m: Tensor, x: Value, begins: dict[int, int]) -> Tensor:
-    """Zeros around m up to x's extents; `begins` gives the position of m along each axis (from the end if < 0)."""
-    emitter = m.emitter
-    zero = emitter.ints([0])
-    before, after = [zero] * x.rank, [zero] * x.rank
-    for axis, begin in begins.items():
-        extent = x.dim(axis)
-        start = emitter.ints([begin]) if begin >= 0 else maximum(extent + begin, 0)
-        start = minimum(start, extent)
-        before[axis], after[axis] = start, extent - start - shape_of(m, axis, axis + 1)
-    return emitter.op("Pad", m, concat([*before, *after], axis=0), shape=x.shape)
-
-
-@rule("movement", "Gather", parts=channelwise)
-def gathered(site: Site) -> Sequence[Tensor | None]:
-    """Every multiplier goes back to the place that its value came from; places taken twice add up."""
+@rule("movement", "Tile", parts=channelwise)
+def tiled(site: Site) -> list[Tensor | None]:
+    """m_x sums m_y over the copies."""
     site.only_active(0)
-    x, indices = site.x, site.input(1)
-    axis = site.attribute("axis", 0) % x.rank
-    if indices.constant is not None and indices.constant.size == 1:
-        at = {axis: int(indices.constant.item())}
-        one = site.m if indices.rank == 1 else unsqueeze(site.m, [axis])
-        if indices.rank <= 1:
-            return [_zero_pad(one, x, at)]
-    return by_index(site)
+    x, repeats = site.x, site.input(1)
+    dims: list[Tensor] = []
+    copies = []
+    for axis in range(x.rank):
+        times = slice_axis(repeats.x, 0, axis, axis + 1)
+        if repeats.constant is not None:
+            times = site.emitter.ints([int(repeats.constant[axis])])
+        if times.value is None or times.value.item() != 1:
+            copies.append(len(dims))
+            dims.append(times)
+        dims.append(x.dim(axis))
+    return [x.like(reduce_sum(grouped(site.m, dims), copies, keepdims=False))]
 
 
-@rule("movement", "GatherElements", "GatherND", "Tile", parts=channelwise)
-def by_index(site: Site) -> Sequence[Tensor | None]:
-    """The operator moves the numbers 0, 1, 2 ... instead of x; scatter m_y to where they came from, adding up."""
+def grouped(m: Tensor, dims: Sequence[Tensor]) -> Tensor:
+    """m reshaped to these extents, int64 of shape [1] each: a constant shape where at most one of them is unknown."""
+    known = [None if dim.value is None else int(dim.value.item()) for dim in dims]
+    if known.count(None) == 1 and 0 not in known:
+        return reshape(m, [-1 if dim is None else dim for dim in known])
+    return reshape(m, concat(dims, axis=0))
+
+
+@rule("movement", "DepthToSpace", parts=channelwise)
+def depth_to_space(site: Site) -> list[Tensor]:
+    """SpaceToDepth of m_y; in CRD mode the places of a block are the last part of x's channels, not the first."""
+    x, block = site.x, int(site.attribute("blocksize"))
+    m = site.emitter.op("SpaceToDepth", site.m, blocksize=block, shape=x.shape)
+    if site.attribute("mode", "DCR") == "DCR":
+        return [m]
+    extents = [x.dim(0), site.emitter.ints([block * block]), site.y.dim(1), x.dim(2), x.dim(3)]
+    return [x.like(transpose(grouped(m, extents), [0, 2, 1, 3, 4]))]
+
+
+@rule("movement", "SpaceToDepth", parts=channelwise)
+def space_to_depth(site: Site) -> list[Tensor]:
+    """DepthToSpace of m_y."""
+    return [site.emitter.op("DepthToSpace", site.m, blocksize=site.attribute("blocksize"), shape=site.x.shape)]
+
+
+@rule("movement", "ReverseSequence", parts=channelwise)
+def reversed_(site: Site) -> list[Tensor | None]:
+    """The same operator on m_y."""
     site.only_active(0)
-    emitter, x = site.emitter, site.x
-    size = emitter.op("ReduceProd", x.run_shape, keepdims=1, shape=(1,))
-    numbers = reshape(arange(size), x.run_shape)
-    rest = [site.tensor(index) for index in range(1, len(site.inputs))]
-    origin = emitter.op(site.op, numbers, *rest, dtype=INT64, shape=site.y.shape, **site.attributes)
-    nothing = expand(emitter.constant(0, x.dtype), size)
-    places, m = (reshape(tensor, [-1]) for tensor in (origin, site.m))
-    return [x.like(scatter_add(nothing, places, m, axis=0))]
+    return [site.again(site.m)]
+
+
+def _vector_parts(site: Site) -> list[Parts]:
+    """The parts of every operand's features, zeros for one that carries no importance."""
+    values = [site.input(index) for index in range(len(site.inputs))]
+    parts = [x.parts if x.active else Parts(x.zeros(), x.zeros()) for x in values]
+    sides = zip(*(map(partial(_features, site, index), x) for index, x in enumerate(parts)), strict=True)
+    return [Parts(*(site.y.like(concat(list(side), axis=1)) for side in sides))]
+
+
+def _features(site: Site, index: int, t: Tensor) -> Tensor:
+    """An operand of FeatureVectorizer as it takes it: [N, count], cut or filled with zeros."""
+    x, count = site.input(index), site.attribute("inputdimensions")[index]
+    rows = cast(unsqueeze(t, [0]) if x.rank == 1 else t, site.y.dtype)
+    return _fit_columns(rows, x.dim(-1), site.emitter.ints([count]))
+
+
+def _fit_columns(t: Tensor, extent: Tensor, wanted: Tensor) -> Tensor:
+    """[N, extent] cut or filled with zeros to [N, wanted]."""
+    more = wanted - extent
+    if more.value is not None and not more.value.any():
+        return t
+    return t.emitter.op(
+        "Pad", t, concat([t.emitter.ints([0, 0, 0]), more], axis=0), shape=(*(t.shape or (None,))[:1], None)
+    )
+
+
+@rule("movement", "FeatureVectorizer", domain=AI_ONNX_ML, parts=_vector_parts)
+def vectorized(site: Site) -> list[Tensor | None]:
+    """As Concat of the operands' first features."""
+    counts = site.attribute("inputdimensions")
+    found: list[Tensor | None] = []
+    for index, value in enumerate(site.inputs):
+        if value is None or not value.active:
+            found.append(None)
+            continue
+        if value.rank > 2:
+            site.refuse(f"its input {value.name!r} is neither a vector nor a matrix")
+        begin = sum(counts[:index])
+        piece = slice_axis(site.m, 1, begin, begin + counts[index])
+        found.append(
+            cast(value.like(_fit_columns(piece, site.emitter.ints([counts[index]]), value.dim(-1))), value.dtype)
+        )
+    return found

@@ -3,5 +3,5 @@
 from onnxlift.registry import stop
 
 stop("looks at the shape only", "Shape", "Size", "EyeLike", "RandomNormalLike", "RandomUniformLike")
-stop("returns an index", "ArgMax", "ArgMin", "NonZero")
+stop("returns an index", "ArgMax", "ArgMin", "NonMaxSuppression", "NonZero")
 stop("returns a truth value", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "IsNaN", "IsInf")

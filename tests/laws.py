@@ -121,8 +121,8 @@ def check_signed(
             continue
         terms = [f"{value.name}/a", f"{value.name}/b"]
         for arrays, whole in ((at, x[value.name]), (against, r[value.name])):
-            arrays[terms[0]] = (whole * rng.uniform(-1, 2, whole.shape)).astype(whole.dtype)
-            arrays[terms[1]] = whole - arrays[terms[0]]
+            arrays[terms[0]] = np.asarray(whole * rng.uniform(-1, 2, whole.shape), whole.dtype)
+            arrays[terms[1]] = np.asarray(whole - arrays[terms[0]])
         for name in terms:
             copy = composite.graph.input.add()
             copy.CopyFrom(value)

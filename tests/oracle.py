@@ -6,7 +6,7 @@ production rule would not use, so that an agreement of the two means something:
 * linear operators: the adjoint is *probed* (unit vectors, index arrays, explicit window and tap loops);
 * elementwise functions: secants in 80-bit `longdouble`, derivatives by complex step;
 * maximum: Python loops over windows;
-* normalisations: composed of midpoint steps instead of the closed formula.
+* normalisations and losses: probed by unit vectors, one midpoint step after the other (oracle_normalize.py).
 
 Every node's conservation law (METHOD 1) is asserted while the multipliers are walked back.
 
@@ -309,6 +309,9 @@ def unary_of(node: Node, values: Sequence[Array | None]) -> Unary | None:
             lambda z: step(above(z, low), z - bias, step(above(-z, low), z + bias, np.zeros_like(z))),
             broken_at(-low, low),
         )
+    if op == "Mod":
+        divisor = np.asarray(values[1], dtype=LD)
+        return Unary(lambda z: z - divisor * np.trunc(z.real / divisor), lambda x: np.trunc(x / divisor))
     if op == "Gelu":
         if node.attr("approximate") == "tanh":
             c = np.sqrt(2 / PI)
@@ -355,7 +358,7 @@ PLAIN_UNARY: dict[str, Unary] = {
 }
 UNARY_OPS = set(PLAIN_UNARY) | {
     *("LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "ThresholdedRelu", "HardSigmoid", "Shrink"),
-    *("Gelu", "Swish", "Clip"),
+    *("Gelu", "Swish", "Clip", "Mod"),
 }
 
 
@@ -733,6 +736,8 @@ def forward_node(node: Node, values: Sequence[Array | None]) -> list[Array]:
     """The operator's value(s) in float64."""
     op = node.op
     first = next((v for v in values if v is not None), None)
+    if op in FORWARD and node.proto.domain in DOMAINS:
+        return FORWARD[op](node, values)
     if op == "Scaler" and node.proto.domain == "ai.onnx.ml" and first is not None:
         return [(first - np.asarray(node.attrs["offset"])) * np.asarray(node.attrs["scale"])]
     if node.proto.domain not in ("", "ai.onnx"):
@@ -964,6 +969,21 @@ def rule_unary(s: Site) -> Multipliers:
     return [np.asarray(s.m[0] * secant(unary, *s.xr()), dtype=np.float64), *[None] * (len(s.x) - 1)]
 
 
+def rule_round(s: Site) -> Multipliers:
+    """Straight through, and what is missing in a row is added to what its elements contribute, in proportion to it."""
+    x, r = s.xr()
+    if not x.ndim:
+        return rule_unary(s)
+    m = np.array(s.m[0], dtype=np.float64)
+    for row in range(len(m)):
+        through = m[row] * (x[row] - r[row])
+        missing = (m[row] * (s.y[0][row] - s.y0[0][row])).sum() - through.sum()
+        if np.any(through != 0):
+            share = missing * np.abs(through) / np.abs(through).sum()
+            m[row] += np.divide(share, x[row] - r[row], out=np.zeros_like(share), where=through != 0)
+    return [m]
+
+
 def exponential(rate: Array) -> Unary:
     """exp(rate * z): base^z for rate = log(base)."""
     return Unary(lambda z: np.exp(z * rate), length=lambda _: 1 / np.maximum(np.abs(rate), LD(1e-3)))
@@ -1001,14 +1021,26 @@ def rule_mul(s: Site) -> Multipliers:
 
 
 def rule_div(s: Site) -> Multipliers:
-    """Quotient: `m_a = (1/b + 1/b0)/2`, `m_b = -(a + a0)/(2 b b0)` (METHOD 5)."""
+    """Quotient by `quotient_weights` (METHOD 5)."""
     (a, a0), (b, b0) = s.xr(0), s.xr(1)
-    result: Multipliers = [None, None]
-    if s.active[0]:
-        result[0] = unbroadcast(s.m[0] * (1 / b + 1 / b0) / 2, a.shape)
-    if s.active[1]:
-        result[1] = unbroadcast(s.m[0] * -(a + a0) / 2 / b / b0, b.shape)
-    return result
+    return [
+        unbroadcast(s.m[0] * weight, s.xr(k)[0].shape) if s.active[k] else None
+        for k, weight in enumerate(quotient_weights(a, a0, b, b0))
+    ]
+
+
+def quotient_weights(a: Any, a0: Any, b: Any, b0: Any) -> tuple[Any, Any]:
+    """What da and db are multiplied with in d(a/b).
+
+    Where b keeps its sign the product y b = a by midpoints, (b + b0)/2 dy + (y + y0)/2 db = da, solved for dy; else the
+    Shapley values, `(1/b + 1/b0)/2` and `-(a + a0)/(2 b b0)`.
+    """
+    keeps = np.sign(b) * np.sign(b0) > 0
+    with np.errstate(all="ignore"):
+        total = np.where(keeps, b + b0, 1)
+        w_a = np.where(keeps, 2 / total, (1 / b + 1 / b0) / 2)
+        w_b = np.where(keeps, -(a / b + a0 / b0) / total, -(a + a0) / 2 / b / b0)
+    return w_a, w_b
 
 
 def rule_matmul(s: Site) -> Multipliers:
@@ -1228,33 +1260,6 @@ def rule_reduce_composed(s: Site) -> Multipliers:
     return [np.asarray(m, dtype=np.float64), *[None] * (len(s.x) - 1)]
 
 
-def rule_normalise(s: Site) -> Multipliers:
-    """Layer/Instance/Group/RMS normalisation as small steps backward (METHOD 6 gives the closed formula).
-
-    y = gamma * n + beta;  n = a * v;  v = w^(-1/2);  w = mean(a^2) + eps;  a = x - mean(x).
-    """
-    s.first_output_only()
-    x, r = s.xr()
-    at_x, at_r = normal_of(s.node, s.x), normal_of(s.node, s.r)
-    (a, w, v), (a0, w0, v0) = normal_stages(at_x, x), normal_stages(at_r, r)
-    m_y = s.m[0].astype(LD)
-    gamma = np.broadcast_to((at_x.gamma + at_r.gamma) / 2, x.shape)
-    m_n = (m_y * gamma).reshape(a.shape)
-    m_a = m_n * (v + v0) / 2
-    m_v = np.sum(m_n * (a + a0) / 2, axis=1, keepdims=True)
-    m_w = m_v * secant(inverse_root(), w, w0)
-    count = a.shape[1]
-    m_a = m_a + m_w * (a + a0) / count
-    m_x = m_a - m_a.sum(axis=1, keepdims=True) / count if at_x.centred else m_a  # (I - 11^T/D) is its own transpose
-    result: Multipliers = [np.asarray(m_x.reshape(x.shape), dtype=np.float64), *[None] * (len(s.x) - 1)]
-    for k, per_element in ((1, m_y * ((a * v + a0 * v0) / 2).reshape(x.shape)), (2, m_y)):
-        if len(s.x) > k and s.active[k]:
-            if s.node.op == "GroupNormalization" and s.node.opset < 21:
-                raise NotImplementedError(f"importance through the scale of {s.node}")
-            result[k] = unbroadcast(per_element, at_x.gamma_shape).reshape(s.xr(k)[0].shape)
-    return result
-
-
 def rule_top_k(s: Site) -> Multipliers:
     """TopK while it selects the same places at x and r: a movement."""
     s.only(0)
@@ -1284,6 +1289,13 @@ PROBED_BY_REFERENCE = {"CumSum", "Resize", "Upsample", "Col2Im", "GridSample"}
 NORMALISATIONS = {"LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization"}
 MAXIMA = {"Max", "Min", "MaxPool", "GlobalMaxPool", "ReduceMax", "ReduceMin"}
 
+SWITCHED: list[Callable[..., list[tuple[str, Array]]]] = []
+"""How masks and indices that changed are walked; oracle_selection.py fills it."""
+
+DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+FORWARD: dict[str, Callable[[Node, Sequence[Array | None]], list[Array]]] = {}
+"""What `forward_node` asks first; other modules fill it."""
+
 RULES: dict[str, Rule] = {
     **dict.fromkeys(MOVEMENT, rule_movement),
     **dict.fromkeys(UNARY_OPS, rule_unary),
@@ -1294,7 +1306,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("GlobalMaxPool", "ReduceMax", "ReduceMin"), rule_max_reduce),
     **dict.fromkeys(("Softmax", "LogSoftmax"), rule_softmax),
     **dict.fromkeys(("ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum"), rule_reduce_composed),
-    **dict.fromkeys(NORMALISATIONS, rule_normalise),
+    "Round": rule_round,
     "Mul": rule_mul,
     "Div": rule_div,
     "Pow": rule_pow,
@@ -1412,8 +1424,9 @@ def explain(
             raise ValueError(f"{name}: {values_x[name].shape} at x, {values_r[name].shape} at the reference")
 
     active = {name for name in inputs if name in values_x and is_float(values_x[name])}
+    switched = {n for n in changing & set(values_x) if not is_float(values_x[n]) and not same(values_x[n], values_r[n])}
     for node in nodes:
-        if active & set(node.inputs) and node.op not in STOPS:
+        if (active | switched) & set(node.inputs) and node.op not in STOPS:
             active |= {name for name in node.outputs if name and is_float(values_x[name])}
 
     start = np.asarray(seed(values_x[output]) if callable(seed) else seed, dtype=np.float64)
@@ -1459,8 +1472,12 @@ def walk_node(
     outs = [name for name in node.outputs if name in multipliers]
     values = [n for k, n in enumerate(node.inputs) if n and k not in TYPE_ONLY.get(node.op, ())]
     if any(n not in active and not same(at_x[n], at_r[n]) for n in values):
-        return walk_region(graph, nodes, node, at_x, at_r, multipliers[outs[0]], active, sources)
-    if node.op not in RULES or node.proto.domain not in ("", "ai.onnx"):
+        try:
+            return walk_region(graph, nodes, node, at_x, at_r, multipliers[outs[0]], active, sources)
+        except NotImplementedError:  # several tensors, or not elementwise
+            (walk,) = SWITCHED
+            return walk(nodes, node, at_x, at_r, multipliers, active)
+    if node.op not in RULES or node.proto.domain not in DOMAINS:
         raise NotImplementedError(f"the oracle has no rule for {node}")
     site = Site(
         node,
@@ -1529,3 +1546,10 @@ def walk_region(
     slope = (f(middle + h) - f(middle - h)) / (2 * h)
     factor = np.where(near, slope, difference(at_x[name], at_r[name]) / np.where(near, 1.0, d))
     return [(root, m * factor)]
+
+
+import oracle_movement  # noqa: E402, F401 - fills the tables
+import oracle_normalize  # noqa: E402, F401 - fills the tables
+import oracle_reductions  # noqa: E402, F401 - fills the tables
+import oracle_sampling  # noqa: E402, F401 - fills the tables
+import oracle_selection  # noqa: E402, F401 - fills the tables

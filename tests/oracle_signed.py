@@ -172,7 +172,7 @@ def scale_of(s: Site, k: int) -> Array:
         return s.middle(1 - k)
     if op == "Div":
         (a, a0), (b, b0) = s.xr(0), s.xr(1)
-        return np.asarray((1 / b + 1 / b0) / 2 if k == 0 else -(a + a0) / (2 * b * b0))
+        return np.asarray(oracle.quotient_weights(a, a0, b, b0)[k])
     s.only(0)
     x, rest = s.xr()[0], s.x[1:]
     return (

@@ -118,8 +118,7 @@ def test_operators_newer_than_the_base_are_expanded() -> None:
 @pytest.mark.parametrize(
     ("body", "opset", "named"),
     [
-        ("y = CumProd(x, axis)", 26, "CumProd"),
-        ("y = Affine(x)", 6, "Affine"),
+        ("y = BitCast <to = 6> (x)", 26, "BitCast"),
         ("y = Scan(x)", 8, "Scan"),
         ("y = Upsample(x, axis)", 10, "Upsample"),
     ],
@@ -180,15 +179,16 @@ def test_types_that_the_base_does_not_have_are_refused() -> None:
 
 
 def test_sparse_initializers_of_subgraphs_are_not_captures() -> None:
-    body = """c = Less(zero, one)
+    body = """low = ReduceMin <keepdims = 0> (x)
+        c = Less(low, one)
         y = If(c) <then_branch = a () => (float[N, 4] p) { p = Add(x, i) },
             else_branch = b () => (float[N, 4] r) { r = Identity(x) }>"""
-    model = parse(body, zero=np.float32(0), one=np.float32(1))
-    branch = model.graph.node[1].attribute[0].g
+    model = parse(body, one=np.float32(1))
+    branch = model.graph.node[2].attribute[0].g
     item = branch.sparse_initializer.add(dims=[4])
     item.values.CopyFrom(numpy_helper.from_array(np.float32([5, 7]), "i"))
     item.indices.CopyFrom(numpy_helper.from_array(np.int64([1, 3])))
-    assert ops(normal_form(model)) == ["If"]
+    assert ops(normal_form(model)) == ["ReduceMin", "Less", "If"]
 
 
 @pytest.mark.parametrize("channels", ["4", "C"])
@@ -205,3 +205,21 @@ def test_group_normalization_before_opset_21_has_one_scale_per_group(channels: s
         "b": np.array([0.5, -1], np.float32),
     }
     np.testing.assert_allclose(laws.run(normal_form(model), feed)["y"], laws.run(model, feed)["y"], atol=1e-6)
+
+
+def test_scan_before_opset_9_has_a_batch_axis() -> None:
+    text = """<ir_version: 3, opset_import: ["" : 8]>
+    g (float[N, 2] h, float[N, T, 2] x) => (float[N, 2] y, float[N, T, 2] z) {
+        y, z = Scan <num_scan_inputs = 1, directions = [1],
+            body = b (float[2] a, float[2] e) => (float[2] c, float[2] d) { c = Add (a, e) d = Mul (c, e) }> (, h, x)
+    }"""
+    model = onnx.parser.parse_model(text)
+    h, x = floats(3, 2), floats(3, 5, 2)
+    got = laws.run(normal_form(model), {"h": h, "x": x})
+    expected = laws.run(model, {"h": h, "x": x})
+    for name in ("y", "z"):
+        np.testing.assert_allclose(got[name], expected[name], rtol=1e-6)
+    model.graph.node[0].input[0] = "lengths"
+    model.graph.input.append(onnx.helper.make_tensor_value_info("lengths", onnx.TensorProto.INT64, ["N"]))
+    with pytest.raises(ModelError, match="sequence lengths of its own"):
+        normal_form(model)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import oracle
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from oracle import (
@@ -128,10 +129,16 @@ def test_max_and_min_of_operands() -> None:
 
 
 def test_product_and_quotient_by_midpoints() -> None:
-    """METHOD 5: a*b at (3, 5) from (1, 1): 2 * (5 + 1)/2 = 6 and 4 * (3 + 1)/2 = 8; a/b alike."""
+    """METHOD 5: a*b at (3, 5) from (1, 1): 2 * (5 + 1)/2 = 6 and 4 * (3 + 1)/2 = 8.
+
+    a/b, from 1 to 3/5 with midpoint 4/5: da = 2 and db = 4 are divided by b's midpoint 3. Where b changes sign, at
+    (3, -5), da gets (-1/5 + 1)/2 and db -(3 + 1)/(2 * -5).
+    """
     x, r = {"a": [3], "b": [5]}, {"a": [1], "b": [1]}
     assert contributions(model([node("Mul", "a,b")]), x, r) == {"a": [6], "b": [8]}
-    assert contributions(model([node("Div", "a,b")]), x, r) == {"a": [1.2], "b": [-1.6]}
+    quotient = contributions(model([node("Div", "a,b")]), x, r)
+    assert quotient == {"a": [pytest.approx(2 / 3)], "b": [pytest.approx(-4 * 0.8 / 3)]}
+    assert contributions(model([node("Div", "a,b")]), {"a": [3], "b": [-5]}, r) == {"a": [0.8], "b": [-2.4]}
 
 
 def test_square_is_one_function() -> None:
@@ -179,18 +186,16 @@ def test_logarithmic_mean() -> None:
 
 
 def test_layer_norm_is_the_closed_formula() -> None:
-    """The closed formula of METHOD 6 meets the small steps."""
+    """The closed formula of docs/method.md meets the unit vectors."""
     rng = np.random.default_rng(0)
     x, r, g, gamma = (rng.normal(size=5) for _ in range(4))
     m = model([node("LayerNormalization", "x,gamma", epsilon=1e-3)], {"gamma": gamma})
     got = explain(m, {"x": x}, {"x": r}, inputs=["x"], output="y", seed=g).multipliers["x"]
     eps = float(np.float32(1e-3))
     a, a0 = x - x.mean(), r - r.mean()
-    v, v0 = ((t * t).mean() + eps for t in (a, a0))
-    v, v0 = v**-0.5, v0**-0.5
-    rho = -(v**2) * v0**2 / (v + v0)
+    s, s0 = (((t * t).mean() + eps) ** 0.5 for t in (a, a0))
     gt = gamma * g
-    expected = (v + v0) / 2 * (gt - gt.mean()) + rho * (a + a0) / 10 * np.sum(gt * (a + a0))
+    expected = (gt - gt.mean() - (a + a0) / (s + s0) * np.mean(gt * (a / s + a0 / s0) / 2)) / ((s + s0) / 2)
     np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
@@ -218,14 +223,15 @@ def test_mask_region_is_one_function() -> None:
     assert result.contributions["x"][0] == pytest.approx(3 - math.log(2), rel=1e-14)
 
 
-def test_refuses_what_it_has_no_rule_for() -> None:
+def test_refuses_what_it_has_no_rule_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(oracle.RULES, "LRN")
     m = model([node("LRN", "x", size=3)])
     x = {"x": np.ones((1, 3, 2, 2))}
     with pytest.raises(NotImplementedError, match="LRN"):
         explain(m, x, {"x": np.zeros((1, 3, 2, 2))}, inputs=["x"], output="y", seed=ONE)
-    hidden = model([node("Greater", "x,t", "c"), node("Where", "c,u,v")], {"t": np.zeros(())})
-    feeds = {"x": np.ones(1), "u": np.ones(1), "v": np.zeros(1)}
-    with pytest.raises(NotImplementedError, match="changes without carrying"):
+    hidden = model([node("QuantizeLinear", "x,t", "c"), node("Cast", "c", to=1)], {"t": np.ones(())})
+    feeds = {"x": np.ones(1)}
+    with pytest.raises(NotImplementedError, match=r"does not know conditions that .*QuantizeLinear"):
         explain(
             hidden,
             feeds,
@@ -367,6 +373,10 @@ CASES = [
     case("GroupNormalization", "2x4x3,4,4", num_groups=2),
     case("GroupNormalization", "2x4x3", {"s": W(size=2), "b": W(size=2)}, num_groups=2, opset=18),
     case("RMSNormalization", "2x3x4,4", opset=23),
+    case("MeanVarianceNormalization", "2x3x4", axes=[0, 2]),
+    case("LRN", "2x4x3", size=3, alpha=0.9, beta=0.6, bias=0.5),
+    case("NegativeLogLikelihoodLoss", "3x3", {"t": np.array([0, 1, 2])}, ignore_index=1, reduction="none"),
+    case("SoftmaxCrossEntropyLoss", "3x3", {"t": np.array([0, 1, 1]), "w": W(size=3)}, outputs="y,logs"),
     case("Reshape", "2x6", {"s": np.array([3, -1])}),
     case("Flatten", "2x3x2", axis=1),
     case("Transpose", "2x3x4", perm=[2, 0, 1]),

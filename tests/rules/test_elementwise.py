@@ -16,6 +16,12 @@ CASES: dict[str, list[tuple[str, tuple[float, float]]]] = {
     "Relu": [("", ANY)],
     "LeakyRelu": [("", ANY), ("<alpha = 0.3>", ANY), ("<alpha = 1.7>", ANY)],
     "ThresholdedRelu": [("", ANY), ("<alpha = 0.4>", ANY)],
+    "Shrink": [
+        ("", ANY),
+        ("<lambd = 1.1, bias = 1.1>", ANY),
+        ("<lambd = 0.7, bias = 0.2>", ANY),
+        ("<lambd = 0.0, bias = -1.0>", ANY),
+    ],
     "Elu": [("", ANY), ("<alpha = 0.5>", ANY)],
     "Celu": [("", ANY), ("<alpha = 2.0>", ANY)],
     "Selu": [("", ANY), ("<alpha = 1.1, gamma = 0.9>", ANY)],
@@ -51,12 +57,12 @@ CASES: dict[str, list[tuple[str, tuple[float, float]]]] = {
 }
 FLAT = [(op, attributes, domain) for op, cases in CASES.items() for attributes, domain in cases]
 
-OPERATORS = (*CASES, "PRelu", "Clip", "Pow")
+OPERATORS = (*CASES, "PRelu", "Clip", "Pow", "Mod")
 
 NO_FLOAT16 = {"Celu"}
 """ONNX Runtime has no kernel for them."""
 
-JUMPS = {"Sign", "Floor", "Ceil", "Round", "ThresholdedRelu"}
+JUMPS = {"Sign", "Floor", "Ceil", "Round", "ThresholdedRelu", "Shrink"}
 """Discontinuous functions: their quotient is unbounded where x and r straddle a jump."""
 
 
@@ -153,10 +159,11 @@ def test_power_with_a_vector_of_exponents_and_with_a_base() -> None:
     laws.check(base, {"x": x}, {"x": r})
 
 
-def test_power_of_two_variables_is_refused() -> None:
-    model = laws.model("g (float[N, 3] x) => (float[N, 3] y) { y = Pow (x, x) }")
-    with pytest.raises(onnxlift.RuleError, match="function of one tensor"):
-        onnxlift.rewrite(model, target=0)
+@pytest.mark.parametrize("divisor", [1.0, -0.7, 2.5])
+def test_remainder(divisor: float) -> None:
+    x, r = pairs(ANY)
+    model = one_node("Mod", "<fmod = 1>", more=", b", b=np.float32(divisor))
+    laws.check(model, {"x": x}, {"x": r}, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -81,12 +81,6 @@ def test_reduction_over_everything() -> None:
     laws.check(total, {"x": X[0]}, {"x": R[0]})
 
 
-def test_training_mode_is_refused() -> None:
-    body = "y, m, v = BatchNormalization <training_mode = 1> (x, s, b, mean, var)"
-    with pytest.raises(onnxlift.RuleError, match="training mode"):
-        onnxlift.rewrite(model(body), target="weights")
-
-
 @pytest.mark.parametrize(("scale", "offset"), [([2.0], [1.0]), ([1.0, 2.0, -3.0], [0.0, 1.0, 2.0])])
 def test_scaler_of_scikit_learn(scale: list[float], offset: list[float]) -> None:
     node = onnx.helper.make_node("Scaler", ["x"], ["y"], domain="ai.onnx.ml", scale=scale, offset=offset)

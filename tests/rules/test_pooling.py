@@ -1,4 +1,4 @@
-"""Average pools: every geometry and divisor, against the oracle and against what ONNX Runtime's forward pass does."""
+"""Average and norm pools: every geometry and divisor, against the oracle and ONNX Runtime's forward pass."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ POOLS: list[Case] = [
     ),
     ((2, 4), "kernel_shape = [2], strides = [2], pads = [0, 1], ceil_mode = 1"),  # the last window would start outside
 ]
-OPERATORS = ("AveragePool", "GlobalAveragePool")
+OPERATORS = ("AveragePool", "GlobalAveragePool", "GlobalLpPool", "LpPool")
 LETTERS = "CHWD"
 
 
@@ -134,6 +134,36 @@ def test_known_sizes_leave_no_arithmetic(case: Case) -> None:
 @pytest.mark.parametrize("case", [POOLS[0], POOLS[11], POOLS[18]], ids=str)
 def test_half_precision(case: Case) -> None:
     laws.check(model("AveragePool", case, dtype="float16"), *data(case, np.float16), rtol=4e-3)
+
+
+NORMS = [(shape, text) for shape, text in POOLS if "count_include_pad" not in text]
+
+
+@pytest.mark.parametrize("case", NORMS, ids=str)
+@pytest.mark.parametrize("p", [1, 2, 3])
+def test_lp_pool(case: Case, p: int) -> None:
+    x, r = data(case)
+    x["x"][0, 0], r["x"][:2, 0] = 0, 0  # windows of nothing, in either run and in both
+    r["x"][2] = x["x"][2]
+    laws.check(model("LpPool", (case[0], f"{case[1]}, p = {p}")), x, r, references=p == 2, rtol=2e-5)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("sizes", ["static", "dynamic"])
+def test_global_lp_pool(p: int, sizes: str) -> None:
+    case = (2, 3, 4), f"p = {p}"
+    x, r = ({"x": arrays["x"] / 4} for arrays in data(case))
+    laws.check(model("GlobalLpPool", case, sizes), x, r, rtol=2e-5)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 4])
+def test_norms_are_no_steeper_than_their_places(p: int) -> None:
+    values = np.float32([-3, -1e-4, 0, 1e-8, 2])
+    x, r = (np.float32(list(itertools.product(values, repeat=4)))[:, k : k + 2].reshape(-1, 1, 2) for k in (0, 2))
+    explainer = onnxlift.rewrite(model("GlobalLpPool", ((1, 2), f"p = {p}")), target="weights", emit=("multipliers",))
+    ones = np.ones((len(x), 1, 1), np.float32)
+    got = laws.run(explainer, {"x": x, "x_reference": r, "target_weights": ones})["x_multipliers"]
+    assert (abs(got) <= 1 + 1e-5).all()
 
 
 @pytest.mark.parametrize(

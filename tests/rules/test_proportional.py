@@ -92,7 +92,7 @@ LAST_RESORT: dict[str, tuple[str, str, tuple[int, ...]]] = {
     "Resize": ("Resize", 'u = Resize <mode = "linear"> (h, , double)', (1, 3, 3)),
     "TopK, both outputs there": ("TopK", "u, index = TopK (h, three)", (6,)),
     "Pow of two variables": ("Pow", "e = Exp (h) u = Pow (e, h)", (6,)),
-    "Softmax, which has rules": ("Softmax", "u = Softmax (h)", (6,)),
+    "Softmax": ("Softmax", "u = Softmax (h)", (6,)),
     "MatMul, of two variables": ("MatMul", "u = MatMul (h, h)", (3, 3)),
     "Split, of two outputs": ("Split", "p, q = Split <axis = 1, num_outputs = 2> (h) u = Mul (p, q)", (6,)),
     "ReduceSum to a number": ("ReduceSum", "u = ReduceSum <keepdims = 0> (h, ones)", (6,)),
@@ -134,7 +134,6 @@ def test_any_operator(name: str) -> None:
     """Complete for every sample, with one multiplier for all places; 0 where nothing changes."""
     op, _, shape = LAST_RESORT[name]
     model = last_resort(name)
-    assert name in WITH_RULES or not has_rules(model)
     x = normal(4, *shape)
     r = x - 1 - normal(4, *shape) / 2  # the differences do not cancel
     weights = normal(*laws.run(model, {"x": x})["y"].shape)
@@ -155,17 +154,6 @@ def test_any_operator(name: str) -> None:
         got = explain(model, {**feed, "x_reference": given}, reference=reference, **options)
         close(got["x_contributions"], mean, 1e-4)
         is_complete(got)
-
-
-WITH_RULES = ("Softmax, which has rules", "MatMul, of two variables", "Split, of two outputs", "ReduceSum to a number")
-
-
-def has_rules(model: onnx.ModelProto) -> bool:
-    try:
-        onnxlift.rewrite(model, target="weights", pre_activation=False)
-    except onnxlift.RuleError:
-        return False
-    return True
 
 
 def test_differences_that_cancel_in_all() -> None:
@@ -222,52 +210,68 @@ def test_without_a_batch_axis_everything_is_one_sum() -> None:
     assert got["completeness_gap"].shape == ()
 
 
+TREE = """g (float[N, 4] x) => (float[N, 1] y) {
+    h = Tanh (x)
+    y = ai.onnx.ml.TreeEnsembleRegressor <
+        n_targets = 1, nodes_treeids = [0, 0, 0], nodes_nodeids = [0, 1, 2], nodes_featureids = [1, 0, 0],
+        nodes_modes = ["BRANCH_LEQ", "LEAF", "LEAF"], nodes_values = [0.1, 0.0, 0.0], nodes_truenodeids = [1, 0, 0],
+        nodes_falsenodeids = [2, 0, 0], target_treeids = [0, 0], target_nodeids = [1, 2], target_ids = [0, 0],
+        target_weights = [1.0, 3.0]
+    > (h)
+}"""
+
+
+def test_an_operator_without_a_rule() -> None:
+    model = laws.model(TREE)
+    model.opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 3))
+    with pytest.raises(onnxlift.RuleError, match=r"\(TreeEnsembleRegressor\): comparisons decide"):
+        onnxlift.rewrite(model, target="weights", pre_activation=False)
+    x = np.abs(normal(3, 4))
+    r = x - 1
+    x[:, 1], r[:, 1] = 1, -1
+    feed = {"x": x, "x_reference": r, "target_weights": np.ones((3, 1), np.float32)}
+    got = explain(model, feed, plan=everywhere("TreeEnsembleRegressor"), expose=["h"])
+    np.testing.assert_allclose(got["target_output"] - got["target_reference"], 2)
+    is_complete(got)
+    d = np.tanh(x, dtype=np.float64) - np.tanh(r, dtype=np.float64)
+    close(got["h/contributions"], 2 * d / d.sum(axis=1, keepdims=True), 1e-4)
+
+
 def test_the_default_is_not_replaced_unless_it_is_asked_for() -> None:
     model = last_resort("LpPool")
     about = description(onnxlift.rewrite(model, target="weights", plan=everywhere("LpPool")))
     assert (about["rules"]["LpPool"], about["rules"]["Sin"]) == ("proportional", "rescale")
-    with pytest.raises(onnxlift.RuleError, match=r"\(LpPool\): no rule for this operator"):
-        onnxlift.rewrite(model, target="weights")
+    about = description(onnxlift.rewrite(model, target="weights"))
+    assert about["rules"]["LpPool"] != "proportional"
+
+
+SCAN = """g (float[N, 3, 4] x, float[N, 4] start, float[4] w) => (float[N, 4] y) {
+    y, ys = Scan <num_scan_inputs = 1, scan_input_axes = [1],
+        body = b (float[N, 4] h, float[N, 4] xi) => (float[N, 4] h1, float[N, 4] yi) {
+            a = Mul (xi, w)
+            s = Add (a, h)
+            h1 = Tanh (s)
+            yi = Identity (h1)
+        }> (start, x)
+}"""
+
+
+@pytest.mark.parametrize("inputs", [["x", "start"], ["x", "w"], ["w"]])
+def test_a_loop_as_a_whole(inputs: list[str]) -> None:
+    """One multiplier for states, slices and what the body reads; for all samples where that is one for all of them."""
+    model = laws.model(SCAN)
+    x, r = ({"x": normal(2, 3, 4), "start": normal(2, 4), "w": normal(4)} for _ in range(2))
+    feed = {**x, **{f"{name}_reference": r[name] for name in inputs}, "target_weights": normal(2, 4)}
+    options: dict[str, Any] = {"inputs": inputs, "plan": everywhere("Scan"), "emit": ("contributions", "multipliers")}
+    got = explain(model, feed, **options)
+    batched = "w" not in inputs
+    m = np.concatenate([got[f"{name}_multipliers"].reshape(2 if batched else 1, -1) for name in inputs], axis=1)
+    np.testing.assert_allclose(m, np.broadcast_to(m[:, :1], m.shape), rtol=1e-5)
+    np.testing.assert_allclose(got["completeness_gap"], 0, atol=1e-5)
+    assert got["completeness_gap"].shape == ((2,) if batched else ())
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
-
-LSTM = "q, last, cell = LSTM <hidden_size = 5> (t, w, r)"
-
-
-@pytest.mark.parametrize("reference", ["paired", "zeros", "shared"])
-@pytest.mark.parametrize(
-    ("text", "constants"),
-    [
-        (
-            "g (float[N, 8, 3] x) => (float[N, 8, 5] y) {{ t = Transpose <perm = [1, 0, 2]> (x) {lstm} "
-            "s = Squeeze (q, one) y = Transpose <perm = [1, 0, 2]> (s) }}",
-            {"one": np.array([1])},
-        ),
-        ("g (float[8, N, 3] x) => (float[8, 1, N, 5] y) {{ t = Identity (x) {lstm} y = Tanh (q) }}", {}),
-    ],
-    ids=["samples in front of the model", "time in front of the model"],
-)
-def test_recurrence_is_refused(text: str, constants: dict[str, np.ndarray], reference: str) -> None:
-    """The samples of an LSTM are on its second axis, where nothing is summed for each."""
-    model = laws.model(text.format(lstm=LSTM), w=normal(1, 20, 3), r=normal(1, 20, 5), **constants)
-    with pytest.raises(onnxlift.RuleError, match="its first axis counts steps of time"):
-        onnxlift.rewrite(model, target="weights", plan=everywhere("LSTM"), reference=reference)
-
-
-def test_a_recurrence_without_a_batch_axis_is_one_sum() -> None:
-    model = laws.model(
-        "g (float[8, 1, 3] x) => (float[5] y) {{ {lstm} y = Squeeze (last) }}".format(lstm=LSTM.replace("(t,", "(x,")),
-        w=normal(1, 20, 3),
-        r=normal(1, 20, 5),
-    )
-    got = explain(
-        model,
-        {"x": normal(8, 1, 3), "x_reference": normal(8, 1, 3), "target_weights": normal(5)},
-        plan=everywhere("LSTM"),
-    )
-    np.testing.assert_allclose(got["completeness_gap"], 0, atol=1e-5)
-    assert np.abs(got["x_contributions"]).max() > 1e-3
 
 
 @pytest.mark.parametrize("reference", ["paired", "shared"])
