@@ -42,8 +42,7 @@ def attempt(path: Path) -> Row:
     """Rewrite and run one model."""
     try:
         model = onnx.load(path)
-        inputs = attribution_point(model)
-        explainer = onnxlift.rewrite(path, inputs=inputs, target=target_of(path, inputs))
+        explainer = onnxlift.rewrite(path, target=target_of(path))
     except onnxlift.OnnxliftError as error:
         return Row(path.name, f"refused: {shorten(str(error))}")
     feed = random_feed(explainer)
@@ -61,25 +60,10 @@ def attempt(path: Path) -> Row:
     )
 
 
-def attribution_point(model: onnx.ModelProto) -> list[str] | None:
-    """None for a model with float inputs; for a text model the first tensor that is looked up by its ids."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    given = [value for value in model.graph.input if value.name not in constants]
-    if any(value.type.tensor_type.elem_type != onnx.TensorProto.INT64 for value in given):
-        return None
-    ids = {given[0].name}
-    for node in model.graph.node:
-        if node.op_type == "Gather" and node.input[1] in ids:
-            return [node.output[0]]
-        if node.op_type in ("Cast", "Reshape", "Identity", "Unsqueeze") and node.input[0] in ids:
-            ids.add(node.output[0])
-    return None
-
-
-def target_of(path: Path, inputs: list[str] | None) -> str | None:
+def target_of(path: Path) -> str | None:
     """The most probable class, or nothing where there is one neuron."""
     try:
-        onnxlift.rewrite(path, inputs=inputs)
+        onnxlift.rewrite(path)
     except onnxlift.OptionError:
         return "argmax"
     return None
