@@ -19,11 +19,10 @@ import onnxlift.rules  # noqa: F401 - fills the registry
 from onnxlift import registry
 from onnxlift.batch import find_batch, fix_batch, free_batch
 from onnxlift.chooser import Chooser
-from onnxlift.embedding import entries, entries_inside
 from onnxlift.errors import OptionError, RuleError, listed
 from onnxlift.explainer import EMITS, METADATA_KEY, Results, Seed
 from onnxlift.files import load, save, save_with_weights, weights_elsewhere
-from onnxlift.flow import Flow, Problem, dependents, is_float, trace
+from onnxlift.flow import Flow, Problem, is_float, trace
 from onnxlift.graph import Graph
 from onnxlift.lowering import Lowerer
 from onnxlift.model import normal_form
@@ -33,6 +32,7 @@ from onnxlift.path import along_the_path, mean_over_steps
 from onnxlift.plan import Plan, PlanSpec, as_plan, preset
 from onnxlift.reference import Filled, ReferenceSpec, Runs, are_several, given_inputs, run_twice
 from onnxlift.site import Pairing
+from onnxlift.sources import attributed, check_apart
 from onnxlift.spec import parse
 from onnxlift.target import TargetSpec, as_index, explained_tensor, seed, without_common_part
 from onnxlift.tensor import Emitter, Tensor
@@ -232,10 +232,9 @@ class _Rewriter:
         self.originals = self.graph.outputs
         self._check_names()
         self.output, self.activation = explained_tensor(self.graph, options.output, options.pre_activation)
-        self.notes: list[str] = []
-        self.sources = self._sources()
+        self.sources, self.notes = attributed(self.graph, options.inputs, self.output, self.chooser.rule)
         self.flow = trace(self.graph, self.sources, self.output, self.chooser.rule)
-        self._check_sources()
+        check_apart(self.graph, self.flow)
         self.chooser.check(self.flow)
         self.one_hot = one_hot_axes(self.graph, self.sources, options.one_hot, needed="hypothetical" in options.emit)
         self.given = given_inputs(self.graph, self.sources)
@@ -324,63 +323,6 @@ class _Rewriter:
         graph = self.graph
         return [name for name in self.originals if graph.dtype(graph.tensors[name]) and is_float(graph, name)]
 
-    def _sources(self) -> list[str]:
-        """The attributed tensors; by default every float graph input that the explained tensor depends on."""
-        graph, asked = self.graph, self.options.inputs
-        if asked is None:
-            tensors = [name for name in graph.inputs if Graph.is_tensor(graph.tensors[name])]
-            looked_up = {entry.source for entry in entries(graph, self.output) if entry.rows}
-            floats = [name for name in tensors if is_float(graph, name) and name not in looked_up]
-            found = [name for name in floats if name in trace(graph, [name], self.output, self.chooser.rule).active]
-            return found or self._entries()
-        if not asked:
-            raise OptionError("`inputs` is empty: name at least one tensor to attribute to")
-        for name in asked:
-            if name not in graph.tensors:
-                raise OptionError(f"no tensor {name!r} in the model; its inputs are {listed(graph.inputs)}")
-            if name in graph.inside:
-                raise OptionError(
-                    f"tensor {name!r} is inside of an If, Loop or Scan: only those outside of them have contributions"
-                )
-            if not Graph.is_tensor(graph.tensors[name]):
-                raise OptionError(f"{name!r} is a sequence, a map or an optional, and has no contributions")
-            if not is_float(graph, name):
-                raise OptionError(
-                    f"tensor {name!r} is {graph.dtype(graph.tensors[name])}, not a float, and has no contributions: "
-                    f"name the float tensor that is computed from it{self._embedding_hint()}"
-                )
-            if graph.is_constant(graph.tensors[name]):
-                raise OptionError(f"tensor {name!r} is a constant of the model: nothing can be attributed to it")
-        return list(dict.fromkeys(asked))
-
-    def _entries(self) -> list[str]:
-        """Where ids or bytes become floats, of a model that has no float input."""
-        graph = self.graph
-        found = entries(graph, self.output)
-        if not found:
-            inner = entries_inside(graph, self.output)
-            why = "no float tensor is looked up by one: name internal tensors to attribute to with `inputs`"
-            if inner:
-                why = (
-                    f"{inner[0].tensor!r}, made of input {inner[0].source!r}, is inside of an If, Loop or Scan, where "
-                    "nothing can be attributed to: look it up in front of it, or name other tensors with `inputs`"
-                )
-            raise OptionError(
-                f"tensor {self.output!r} depends on no float graph input (the inputs are {listed(graph.inputs)}), and "
-                f"{why}"
-            )
-        self.notes = [
-            f"input {entry.source!r} is attributed at {entry.tensor!r}, "
-            + (f"which it looks up in a table of {entry.rows}" if entry.rows else "the floats that are made of it")
-            for entry in found
-        ]
-        return list(dict.fromkeys(entry.tensor for entry in found))
-
-    def _embedding_hint(self) -> str:
-        """A float tensor that ids are looked up in, for an error."""
-        found = entries(self.graph, self.output)
-        return f", for instance {found[0].tensor!r}" if found else ""
-
     def _reference(self) -> tuple[ReferenceSpec | Filled, dict[str, object] | None]:
         """The reference as the graph takes it, and what the metadata say of how the runtime makes it."""
         spec, one_hot, batched = self.options.reference, self.options.one_hot, self.batch is not None
@@ -394,16 +336,6 @@ class _Rewriter:
             return named.kind, None
         axes = {name: named.builder.axes_of(name, shape, one_hot, batched) for name, shape in shapes.items()}
         return named.kind, {"spec": spec, "axes": axes}
-
-    def _check_sources(self) -> None:
-        for name in self.sources:
-            below = dependents(self.graph, [name]) if len(self.sources) > 1 else {name}
-            inner = [other for other in self.sources if other != name and other in below]
-            if inner:
-                raise OptionError(f"{inner[0]!r} is computed from {name!r}: attribute to one of the two at a time")
-        for name in self.sources:
-            if name not in self.flow.active and not self.flow.problems:
-                raise OptionError(f"tensor {self.output!r} does not depend on {name!r} through float tensors")
 
     def _check_names(self) -> None:
         options = self.options

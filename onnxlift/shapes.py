@@ -26,6 +26,7 @@ from onnx.reference import ReferenceEvaluator
 from onnxlift.arrays import Array
 from onnxlift.bodies import Bodies, is_control
 from onnxlift.errors import ModelError
+from onnxlift.idioms import Idioms
 from onnxlift.integers import Integers
 from onnxlift.opset import BASE_IR, BASE_OPSET
 from onnxlift.protobuf import (
@@ -45,7 +46,6 @@ from onnxlift.symbols import DIMS, ENTRIES, Dim, declared_dim, objects, symbol, 
 _RANDOM = frozenset(
     "RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli Dropout".split()
 )
-_DEFAULTS = {("", "STFT"): ("onesided", 1), ("", "MeanVarianceNormalization"): ("axes", [0, 2, 3])}
 _INTEGERS = frozenset((TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL))
 _FOLDABLE = frozenset(
     helper.np_dtype_to_tensor_dtype(np.dtype(name))
@@ -83,11 +83,11 @@ class TypePass:
         self._replace = replace
         self._bodies = Bodies(self)
         self._sequences = Sequences(self)
+        self._idioms = Idioms(self)
         self.integers = Integers(self)
         self._graph, self._opsets, self._declared = work.graph, list(work.opset_import), declared
         self._versions = {entry.domain: entry.version for entry in work.opset_import}
         self._symbol = Namer(dim.dim_param for type_ in self.types.values() for dim in type_.tensor_type.shape.dim)
-        self._denominators: dict[str, str] = {}  # by the name of their reciprocal
         self._known: dict[str, Array] = {}  # values of the constants that numpy holds
         self._partial: dict[str, Array] = {}  # entries, as in onnxlift.symbols, of tensors that are known in part
         for tensor in work.graph.initializer:
@@ -102,8 +102,7 @@ class TypePass:
 
     def visit(self, node: NodeProto) -> None:
         """Types of the node's outputs; the node is kept, or computed, or others take its place."""
-        self._cast_without_example(node)
-        _write_default(node)
+        self._idioms.complete(node)
         if self._sequences.visit(node):
             return
         if node.domain == "com.microsoft" and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
@@ -113,8 +112,7 @@ class TypePass:
 
     def visit_as_it_is(self, node: NodeProto) -> None:
         """As `visit`, with inputs that are of the right type."""
-        self._drop_idle_ceiling(node)
-        self._divide(node)
+        self._idioms.simplify(node)
         if is_control(node):
             if self._bodies.inline(node):
                 return
@@ -125,7 +123,7 @@ class TypePass:
             for name, value in values.items():
                 self._learn(numpy_helper.from_array(value, name))
             return
-        if not self._varying.isdisjoint((*node.input, *captured(node))):
+        if self.varies(node):
             if self._replace(node, self):
                 return
             self.integers.restore(node)
@@ -220,6 +218,10 @@ class TypePass:
         dims = self._dims(name)
         return None if dims is None else tuple(dims)
 
+    def varies(self, node: NodeProto) -> bool:
+        """Whether a node depends on an input that is no weight."""
+        return not self._varying.isdisjoint((*node.input, *captured(node)))
+
     def value(self, name: str) -> Array | None:
         """The value of a small constant that may be computed with."""
         return self._known.get(name)
@@ -240,61 +242,6 @@ class TypePass:
     def _entries(self, name: str) -> Array | None:
         """What is known of a tensor's entries, as an object array."""
         return self._known[name].astype(object) if name in self._known else self._partial.get(name)
-
-    def _cast_without_example(self, node: NodeProto) -> None:
-        """CastLike(x, example) -> Cast(x): of the example only the type matters, and it is known."""
-        elem_type = self.integers.elem_type(node.input[1]) if node.op_type == "CastLike" and not node.domain else 0
-        if elem_type:
-            node.op_type = "Cast"
-            del node.input[1]
-            node.attribute.append(helper.make_attribute("to", elem_type))
-
-    def _drop_idle_ceiling(self, node: NodeProto) -> None:
-        """Takes ceil_mode from a pool whose last window would start behind its input. ONNX Runtime leaves that window
-        out, onnx's shape inference counts it; without ceil_mode the two agree, and the values are the same."""
-        if node.op_type not in ("AveragePool", "MaxPool", "LpPool") or not integer_attribute(node, "ceil_mode", 0):
-            return
-        lists = {attribute.name: list(attribute.ints) for attribute in node.attribute}
-        kernel, extents = lists["kernel_shape"], (self._dims(node.input[0]) or [])[2:]
-        strides, dilations = (lists.get(name) or [1] * len(kernel) for name in ("strides", "dilations"))
-        pads = lists.get("pads") or [0] * (2 * len(kernel))
-        for axis, extent in enumerate(extents):
-            if not isinstance(extent, int):
-                return
-            room = extent + pads[axis] + pads[axis + len(kernel)] - (kernel[axis] - 1) * dilations[axis] - 1
-            whole = room // strides[axis] + 1
-            if room % strides[axis] and whole * strides[axis] < extent + pads[axis]:
-                return  # a last, partial window that starts inside
-        next(attribute for attribute in node.attribute if attribute.name == "ceil_mode").i = 0
-
-    def _divide(self, node: NodeProto) -> None:
-        """a * (1 / b) -> a / b, and a * b^-1/2 -> a / sqrt(b), as the rule of a quotient is the better one where b is
-        small: normalisations are often written with a reciprocal."""
-        if node.domain:
-            return
-        below: str | None = None
-        match node.op_type:
-            case "Reciprocal":
-                below = node.input[0]
-            case "Div" if self._is_number(node.input[0], 1):
-                below = node.input[1]
-            case "Pow" if self._is_number(node.input[1], -1):
-                below = node.input[0]
-            case "Pow" if self._is_number(node.input[1], -0.5):
-                below = self.name(f"{node.output[0]}/Sqrt")
-                self.visit(helper.make_node("Sqrt", [node.input[0]], [below], below))
-            case "Mul":
-                for a, b in (node.input, node.input[::-1]):
-                    if b in self._denominators and a not in self._denominators:
-                        node.op_type = "Div"
-                        node.input[:] = [a, self._denominators[b]]
-                        return
-        if below is not None and not self._varying.isdisjoint(node.input):
-            self._denominators[node.output[0]] = below
-
-    def _is_number(self, name: str, number: float) -> bool:
-        value = self._known.get(name)
-        return value is not None and value.size == 1 and bool((value == number).all())
 
     # ------------------------------------------------------------------------------------------------ types
 
@@ -448,13 +395,6 @@ class TypePass:
             self._learn(numpy_helper.from_array(np.array(shape, np.int64), name))
             self.types[name] = helper.make_tensor_type_proto(TensorProto.INT64, [len(shape)])
             node.input[1] = name
-
-
-def _write_default(node: NodeProto) -> None:
-    """States an attribute that is left out where onnx's shape inference has another default than its documentation."""
-    name, value = _DEFAULTS.get((node.domain, node.op_type), ("", None))
-    if name and all(attribute.name != name for attribute in node.attribute):
-        node.attribute.append(helper.make_attribute(name, value))
 
 
 def _declared_dims(type_: TypeProto) -> list[Dim | None] | None:

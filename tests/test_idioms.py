@@ -1,0 +1,96 @@
+"""Nodes that the normal form says otherwise, because shape inference or the rules understand that better."""
+
+from __future__ import annotations
+
+import laws
+import numpy as np
+import onnx
+import pytest
+
+from onnxlift import rewrite
+from onnxlift.model import normal_form
+
+RNG = np.random.default_rng(12)
+
+ROOTS = {
+    "reciprocal": "s = Sqrt (e) q = Reciprocal (s) y = Mul (x, q)",
+    "one over": "s = Sqrt (e) q = Div (one, s) y = Mul (q, x)",
+    "power": "q = Pow (e, half) y = Mul (x, q)",
+    "two powers": "s = Sqrt (e) q = Pow (s, minus) y = Mul (x, q)",
+    "quotient": "s = Sqrt (e) y = Div (x, s)",
+}
+
+
+def ops(model: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node]
+
+
+def normalised(case: str) -> onnx.ModelProto:
+    """x / sqrt(mean x^2 + eps), as exporters write it."""
+    body = f"v = Mul (x, x) m = ReduceMean (v, axes) e = Add (m, eps) {ROOTS[case]}"
+    constants = {"one": 1, "half": -0.5, "minus": -1, "eps": 1e-12}
+    words = body.replace("(", " ").replace(")", " ").replace(",", " ").split()
+    used = {name: np.float32(value) for name, value in constants.items() if name in words}
+    return laws.model(f"g (float[N, 64] x) => (float[N, 64] y) {{ {body} }}", axes=np.int64([1]), **used)
+
+
+@pytest.mark.parametrize("case", ROOTS)
+def test_a_product_with_a_reciprocal_is_a_quotient(case: str) -> None:
+    model = normalised(case)
+    assert ops(normal_form(model)) == ["Mul", "ReduceMean", "Add", "Sqrt", "Div"]
+    x = RNG.standard_normal((3, 64)).astype(np.float32)
+    got = laws.run(rewrite(model, target=3, reference="zeros"), {"x": x})
+    np.testing.assert_allclose(got["y"], laws.run(model, {"x": x})["y"], rtol=1e-6)
+    np.testing.assert_allclose(got["completeness_gap"], 0, atol=1e-5)
+    assert np.abs(got["x_contributions"]).sum() < 100  # with the product's own rule they were 1e6 times larger
+
+
+def test_a_reciprocal_that_is_used_by_itself_stays() -> None:
+    model = laws.model("g (float[N, 4] x) => (float[N, 4] y) { q = Reciprocal (x) e = Mul (x, q) y = Add (e, q) }")
+    assert ops(normal_form(model)) == ["Reciprocal", "Div", "Add"]
+
+
+SQUEEZE = """g (float[N, 4, T] x) => (float[N, 4] y) {
+    s = Shape (x)
+    d = Gather (s, last)
+    c = Equal (d, one)
+    q = If (c) <then_branch = a () => (float[N, 4] p) { p = Squeeze (x, axes) },
+                else_branch = b () => (float[N, 4, T] r) { r = Identity (x) }>
+    y = Tanh (q)
+}"""
+
+
+def squeezed(one: int) -> onnx.ModelProto:
+    constants = {"last": np.int64(2), "axes": np.int64([2]), "one": np.int64(one)}
+    return laws.model(SQUEEZE, **constants)
+
+
+def test_squeeze_where_the_extent_is_one_is_squeeze() -> None:
+    model = squeezed(1)
+    assert "If" not in ops(normal_form(model))
+    x, r = (RNG.standard_normal((3, 4, 1)).astype(np.float32) for _ in range(2))
+    got = laws.run(rewrite(model, target=1), {"x": x, "x_reference": r})
+    np.testing.assert_array_equal(got["y"], laws.run(model, {"x": x})["y"])
+    np.testing.assert_allclose(got["completeness_gap"], 0, atol=1e-6)
+
+
+def test_another_condition_stays_an_if() -> None:
+    assert "If" in ops(normal_form(squeezed(2)))
+
+
+def test_a_slope_before_opset_7_is_of_channels() -> None:
+    text = """<ir_version: 3, opset_import: ["" : 6]>
+    g (float[2, 3, 4] x) => (float[2, 3, 4] y) <float[3] s = {0.25, 0.5, 0.1}> { y = PRelu (x, s) }"""
+    x = RNG.standard_normal((2, 3, 4)).astype(np.float32)
+    slope = np.float32([0.25, 0.5, 0.1])[:, None]
+    got = laws.run(normal_form(onnx.parser.parse_model(text)), {"x": x})["y"]
+    np.testing.assert_allclose(got, np.where(x < 0, slope * x, x), rtol=1e-6)
+
+
+def test_a_spectrum_is_one_sided_by_default() -> None:
+    text = "g (float[N, 16, 1] x) => (float[N, F, K, 2] y) { y = STFT (x, step, , length) }"
+    model = laws.model(text, step=np.int64(4), length=np.int64(8))
+    x, r = (RNG.standard_normal((2, 16, 1)).astype(np.float32) for _ in range(2))
+    assert laws.run(model, {"x": x})["y"].shape == (2, 3, 5, 2)
+    got = laws.run(rewrite(model, target=(0, 1, 0)), {"x": x, "x_reference": r})
+    np.testing.assert_allclose(got["completeness_gap"], 0, atol=1e-5)
