@@ -84,7 +84,10 @@ def _mixes(graph: Graph, flow: Flow, batch: Dim) -> bool:
         if isinstance(batch, str) and any(shape is not None and shape.count(batch) > 1 for shape in shapes):
             return True
         x = graph.shape(step.node.inputs[0])
-        if x and x[0] == batch != 1 and _works_along_the_first_axis(step.node, len(x)):
+        places = [place for place, dim in enumerate(x or ()) if _counts_samples(place, dim, batch)]
+        if any(_works_along(step.node, len(x or ()), place) for place in places):
+            return True
+        if isinstance(batch, str) and _sums_products_over(step.node, batch):
             return True
         picks = step.node.op == "Gather" and step.node.inputs[0].name in flow.active
         if picks and x and x[0] == batch != 1 and step.node.attrs.get("axis", 0) % len(x) == 0:
@@ -126,57 +129,86 @@ def _counts(shape: Shape, axis: int, batch: Dim) -> bool:
     )
 
 
-def _works_along_the_first_axis(node: Node, rank: int) -> bool:
-    if node.op.startswith("Reduce") and (len(node.inputs) > 1 or not node.attrs.get("noop_with_empty_axes", 0)):
-        axes = Graph.value(node.inputs[1]) if len(node.inputs) > 1 else np.array([0])
-        return axes is None or 0 in axes % rank
+def _counts_samples(place: int, dim: Dim, batch: Dim) -> bool:
+    """Whether an axis holds the samples: the first, or wherever they were moved or merged to, if they have a name."""
+    return (place == 0 and dim == batch != 1) or (isinstance(batch, str) and _holds(batch, dim))
+
+
+def _sums_products_over(node: Node, batch: str) -> bool:
+    """Whether a product of matrices, or an Einsum, sums over samples."""
+    shapes = [Graph.shape(handle) for handle in node.inputs[:2]]
     match node.op:
-        case "Softmax" | "LogSoftmax" | "Hardmax" | "LpNormalization" | "Normalizer" | "LayerNormalization" | "TopK":
-            return bool(node.attrs.get("axis", -1) % rank == 0)
+        case "MatMul":
+            a, b = shapes
+            rows = b[-2:-1] if b and len(b) > 1 else (b or ())[-1:]
+            return any(_holds(batch, dim) for dim in (*(a or ())[-1:], *rows))
+        case "Gemm":
+            a, b = shapes
+            dims = (a and a[1 - node.attrs.get("transA", 0)], b and b[node.attrs.get("transB", 0)])
+            return any(_holds(batch, dim) for dim in dims)
+        case "Einsum":
+            return _sums_over(node, batch)
+    return False
+
+
+def _works_along(node: Node, rank: int, place: int) -> bool:
+    if node.op.startswith("Reduce") and (len(node.inputs) > 1 or not node.attrs.get("noop_with_empty_axes", 0)):
+        axes = Graph.value(node.inputs[1]) if len(node.inputs) > 1 else np.arange(rank)
+        return axes is None or place in axes % rank or not axes.size
+    match node.op:
+        case "Softmax" | "LogSoftmax" | "Hardmax" | "LpNormalization" | "Normalizer" | "TopK":
+            return bool(node.attrs.get("axis", -1) % rank == place)
+        case "LayerNormalization":
+            return bool(node.attrs.get("axis", -1) % rank <= place)
+        case "InstanceNormalization" | "GroupNormalization" | "LRN" | "Conv" | "ConvTranspose":
+            return place > 0
+        case "MaxPool" | "AveragePool" | "LpPool" | "GlobalMaxPool" | "GlobalAveragePool" | "GlobalLpPool":
+            return place > 1
         case "ScatterElements" if _lead(node.inputs[0]) != _lead(node.inputs[1]):
             return True  # it writes to the first rows only
         case "Concat" | "Split" | "GatherElements" | "ScatterElements":
-            return bool(node.attrs.get("axis", 0) % rank == 0)
+            return bool(node.attrs.get("axis", 0) % rank == place)
         case "Flatten":
-            return bool(node.attrs.get("axis", 1) % rank == 0)
+            return bool(place == 0 and node.attrs.get("axis", 1) % rank == 0)
         case "ReverseSequence":
-            return bool(node.attrs.get("time_axis", 0) % rank == 0)
+            return bool(node.attrs.get("time_axis", 0) % rank == place)
         case "MeanVarianceNormalization":
-            return any(axis % rank == 0 for axis in node.attrs.get("axes", (0, 2, 3)))
+            return any(axis % rank == place for axis in node.attrs.get("axes", (0, 2, 3)))
         case "CumSum":
             axis = Graph.value(node.inputs[1])
-            return axis is None or int(axis.item()) % rank == 0
+            return axis is None or int(axis.item()) % rank == place
         case "DFT":
             axis = Graph.value(node.inputs[2]) if len(node.inputs) > 2 else np.array(-2)
-            return axis is None or int(axis.item()) % rank == 0
+            return axis is None or int(axis.item()) % rank == place
         case "BatchNormalization":
             return bool(node.attrs.get("training_mode", 0))
-        case "Einsum":
-            return _sums_over_the_first_axis(node)
         case "ScatterND":
-            return not _writes_to_its_own_row(node.inputs[1])
+            return place == 0 and not _writes_to_its_own_row(node.inputs[1])
         case "OneHot" | "Compress":  # the two values of the one; what the other keeps is not every sample
-            return bool(node.op == "OneHot" or node.attrs.get("axis", 0) % rank == 0)
+            return bool((place == 0 and node.op == "OneHot") or node.attrs.get("axis", 0) % rank == place)
         case "RoiAlign" | "MaxRoiPool":
-            return True  # its output counts boxes
+            return place == 0  # its output counts boxes
         case "Trilu":
-            return rank == 2
+            return place >= rank - 2
+        case "Tile" | "Pad" | "Resize":
+            before, after = (Graph.shape(handle) for handle in (node.inputs[0], node.outputs[0]))
+            return before is not None and after is not None and before[place] != after[place]
         case "Slice":
-            if _cuts_the_first_axis(node, rank):
+            if _cuts(node, rank, place):
                 return True
             steps = Graph.value(node.inputs[4]) if len(node.inputs) > 4 else None
             return steps is not None and bool((steps < 0).any())
     return False
 
 
-def _cuts_the_first_axis(node: Node, rank: int) -> bool:
+def _cuts(node: Node, rank: int, place: int) -> bool:
     """Whether a Slice leaves samples out, or its axes are given at run time."""
     if len(node.inputs) > 3 and node.inputs[3].name:
         axes = Graph.value(node.inputs[3])
-        if axes is None or 0 not in axes % rank:
+        if axes is None or place not in axes % rank:
             return axes is None
     before, after = (Graph.shape(handle) for handle in (node.inputs[0], node.outputs[0]))
-    return before is None or after is None or before[0] != after[0]
+    return before is None or after is None or before[place] != after[place]
 
 
 def _lead(handle: Handle) -> Dim:
@@ -193,11 +225,17 @@ def _writes_to_its_own_row(indices: Handle) -> bool:
     return rows.ndim > 0 and bool((np.moveaxis(rows, 0, -1) == np.arange(len(rows))).all())
 
 
-def _sums_over_the_first_axis(node: Node) -> bool:
-    """Whether an Einsum sums over the axis that leads its first operand."""
+def _sums_over(node: Node, batch: str) -> bool:
+    """Whether an Einsum sums over an axis of its operands that holds samples."""
     left, arrow, output = str(node.attrs["equation"]).replace(" ", "").partition("->")
-    first = left[0]
-    return first.isalpha() and (first not in output if arrow else left.count(first) > 1)
+    for term, handle in zip(left.split(","), node.inputs, strict=True):
+        head, dots, tail = term.partition("...")
+        shape = Graph.shape(handle) or ()
+        named = [*zip(head, shape, strict=False), *(zip(tail[::-1], shape[::-1], strict=False) if dots else ())]
+        for letter, dim in named:
+            if _holds(batch, dim) and (letter not in output if arrow else left.count(letter) > 1):
+                return True
+    return False
 
 
 def _is_led(graph: Graph, flow: Flow, batch: str) -> bool:

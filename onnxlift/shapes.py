@@ -112,7 +112,7 @@ class TypePass:
 
     def visit_as_it_is(self, node: NodeProto) -> None:
         """As `visit`, with inputs that are of the right type."""
-        self._idioms.simplify(node)
+        self._idioms.drop_idle_ceiling(node)
         if is_control(node):
             if self._bodies.inline(node):
                 return

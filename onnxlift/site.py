@@ -167,6 +167,7 @@ class Site:
     elementwise function of one root. `half`: (m+ - m-)/2 of the first output, for rules that
     treat the two apart; `absolute`: `multipliers` are such halves, which pass the absolute values of all weights.
     `batched`: the model has a batch axis, in front; `samples`: its extent or symbol in the backward walk, if known.
+    `inverses`: which inputs are computed as 1 / b or b^-1/2.
     """
 
     def __init__(
@@ -186,6 +187,7 @@ class Site:
         half: Tensor | None = None,
         absolute: bool = False,
         through: Through | None = None,
+        inverses: Sequence[bool] = (),
     ) -> None:
         self.emitter = emitter
         self.op = op
@@ -201,6 +203,7 @@ class Site:
         self.half = half
         self.absolute = absolute
         self._through = through
+        self.inverses = inverses
 
     @property
     def through(self) -> Through:

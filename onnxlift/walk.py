@@ -14,6 +14,7 @@ from onnxlift.chooser import Chooser
 from onnxlift.errors import Unsupported
 from onnxlift.flow import Flow, Problem, Step, names
 from onnxlift.functions import cast, logical_and, where, widen
+from onnxlift.graph import Graph, Handle
 from onnxlift.reference import Runs
 from onnxlift.signed import Multiplier
 from onnxlift.site import Site, Value, unbroadcast
@@ -163,6 +164,7 @@ class Walk:
             half=half,
             absolute=absolute,
             through=Through(self, step, multipliers) if step.flows else None,
+            inverses=[_is_inverse(handle) for handle in node.inputs] if node.op == "Mul" else (),
         )
 
     def _visit(self, step: Step) -> None:
@@ -221,6 +223,26 @@ class Walk:
         return reduce(Tensor.__add__, (cast(term, first.dtype) for term in others), first)
 
 
+def _is_inverse(handle: Handle) -> bool:
+    """Whether a tensor is computed as 1 / b or b^-1/2: normalisations are often written with a reciprocal."""
+    if not handle.inputs:
+        return False
+    (node, *_) = handle.inputs
+    match node.op:
+        case "Reciprocal":
+            return True
+        case "Div":
+            return _is_number(node.inputs[0], 1)
+        case "Pow":
+            return _is_number(node.inputs[1], -1, -0.5)
+    return False
+
+
+def _is_number(handle: Handle, *numbers: float) -> bool:
+    value = Graph.value(handle)
+    return value is not None and value.size == 1 and value.item() in numbers
+
+
 def _carries(rule: registry.Rule, step: Step) -> bool:
     """Whether a node tells positive from negative causes. Where a condition depends on the data it does not."""
     return rule.parts is not None and not step.roots
@@ -258,13 +280,14 @@ def _apply(rule: registry.Rule, site: Site, *, guarded: bool) -> Iterable[Edge]:
         arrives_nothing = site.m.equals(0)
         if site.half is not None:
             arrives_nothing = logical_and(arrives_nothing, site.half.equals(0))
-    for value, given in zip((*site.inputs, *site.roots), rule.multipliers(site), strict=False):
+    for index, (value, given) in enumerate(zip((*site.inputs, *site.roots), rule.multipliers(site), strict=False)):
         if value is None or given is None or not value.active:
             continue
         m = given if isinstance(given, Multiplier) else Multiplier(given)
+        guard = arrives_nothing if index < len(site.inputs) else None  # roots have other places
 
-        def fit(m: Tensor, value: Value = value) -> Tensor:
-            m = where(arrives_nothing, 0.0, m) if arrives_nothing else m
+        def fit(m: Tensor, value: Value = value, guard: Tensor | None = guard) -> Tensor:
+            m = where(guard, 0.0, m) if guard else m
             m = unbroadcast(m, site.y.shape, value) if rule.broadcasts else m
             m.shape = m.shape or value.shape
             return m

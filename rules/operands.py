@@ -6,8 +6,8 @@ may change after the other,
     c_a = 1/2 [f(a, b) - f(a0, b) + f(a, b0) - f(a0, b0)] = 1/2 [S_a(b) + S_a(b0)] da,
 
 with S_a(b) the slope of f in a between a0 and a: the closed forms of rules/elementwise.py and their limits serve here,
-too. Where f has no value at one of the corners (a, b0) and (a0, b), which neither run sees, the order that passes it is
-left out; without both the operands share dy evenly.
+too. Where f has no value at one of the corners (a, b0) and (a0, b), which neither run sees, or one whose rounding
+drowns dy, the order that passes it is left out; without both the operands share dy evenly.
 """
 
 from __future__ import annotations
@@ -94,6 +94,9 @@ def remainder(site: Site) -> list[Tensor | None]:
     )
 
 
+DROWNED = 1000
+"""How much larger the function may be at a corner than in both runs: rounding errors grow by as much."""
+
 Partial = Callable[[Tensor, Tensor, Tensor], Tensor]
 """The slope of a function of two in one of them: from the other's value, and the function's values at both ends."""
 
@@ -105,7 +108,8 @@ def shapley(site: Site, other: tuple[Tensor, Tensor], slope_a: Partial, slope_b:
     if not a.active:
         return [None, slope_b(a.x, y, y0)]
     only_a, only_b = (site.emitter.op(site.op, *pair, **site.attributes) for pair in ((a.x, b.r), (a.r, b.x)))
-    has_a, has_b = (absolute(value) <= limits(value).largest for value in (only_a, only_b))
+    scale = minimum((absolute(y) + absolute(y0)) * DROWNED, limits(y).largest)
+    has_a, has_b = (absolute(value) <= scale for value in (only_a, only_b))
     even, both = (y + y0) * 0.5, y + y0
     only_a, only_b = (
         where(has_a, only_a, where(has_b, both - only_b, even)),

@@ -5,12 +5,12 @@ With a constant factor (b = b0) it is the factor itself: the linear rule is the 
 
 from __future__ import annotations
 
-from onnxlift.functions import sign, swap_last, unsqueeze, where
+from onnxlift.functions import absolute, logical_and, sign, swap_last, unsqueeze, where
 from onnxlift.registry import rule
 from onnxlift.rules.linear import mixed, summed
 from onnxlift.signed import Parts, by_sign, scaled
 from onnxlift.site import Site, Value, unbroadcast
-from onnxlift.tensor import Tensor
+from onnxlift.tensor import Tensor, limits
 
 
 def _scaled_operands(site: Site) -> list[Parts]:
@@ -24,8 +24,24 @@ def _weights(site: Site) -> list[Tensor | None]:
     """What each operand of Mul or Div is multiplied with; None for one that carries no importance."""
     a, b = site.input(0), site.input(1)
     if site.op == "Mul":
+        if sum(site.inverses) == 1:
+            return _by_inverse(site, a, b) if site.inverses[1] else _by_inverse(site, b, a)[::-1]
         return [b.mid if a.active else None, a.mid if b.active else None]
     return quotient_weights(a, b, site.y)
+
+
+def _by_inverse(site: Site, a: Value, v: Value) -> list[Tensor | None]:
+    """What a and v = 1/b are multiplied with in y = a v: what a quotient a / b is given, told by v.
+
+    With b' = (v + v0) / (2 v v0) that is 1/b' = 2 v v0 / (v + v0), and -y'/b' db = (y + y0) / (v + v0) dv.
+    """
+    if not v.active:
+        return [v.mid if a.active else None, None]
+    total, large = v.x + v.r, limits(v.x).largest
+    same = logical_and(sign(v.x) * sign(v.r) > 0, absolute(total) <= large)
+    total = where(same, total, 1.0)
+    w_a = where(same, v.x * (v.r / total) * 2, v.mid) if a.active else None
+    return [w_a, where(same, (site.y.x + site.y.r) / total, a.mid)]
 
 
 def quotient_weights(a: Value, b: Value, y: Value) -> list[Tensor | None]:

@@ -26,7 +26,10 @@ from onnxlift.tensor import Tensor
 def round_(site: Site) -> list[Tensor]:
     """m_x = m_y (1 + k sign(m_y dx)) with the k that makes a sample complete; dy/dx m_y where samples are not apart."""
     x, y = site.x, site.y
-    if not x.rank or (site.batched and (site.samples is None or (x.shape or (None,))[0] != site.samples)):
+    apart = (x.shape or (None,))[0] == site.samples is not None
+    if isinstance(site.samples, int) and site.samples != 1 and (x.shape or ()).count(site.samples) > 1:
+        apart = False  # which of these axes counts samples is not told
+    if not x.rank or (site.batched and not apart):
         return [site.m * steps(site)]
     through = widen(site.m) * widen(x.d)
     missing = per_sample(site, x, widen(site.m) * widen(y.d) - through)

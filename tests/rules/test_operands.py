@@ -139,3 +139,13 @@ def test_reveal_cancel_takes_several_operands_for_one_cause_each() -> None:
         feed = {k: np.asarray(v) for k, v in feed.items()}
         got = laws.run(explainer, {**feed, "target_weights": rng.standard_normal((4, 3)).astype(np.float32)})
         np.testing.assert_allclose(np.sum(got["completeness_gap"]), 0, atol=1e-5)
+
+
+def test_a_power_that_is_huge_at_a_corner_that_neither_run_sees() -> None:
+    """20^2 and 0.05^-8 are: the second is 2.6e10, where dy is 0.0025."""
+    model = laws.model("g (float[N, 1] a, float[N, 1] p) => (float[N, 1] y) { y = Pow (a, p) }")
+    feed = {"a": 20, "p": -8, "a_reference": 0.05, "p_reference": 2}
+    arrays = {name: np.full((1, 1), value, np.float32) for name, value in feed.items()}
+    got = laws.run(onnxlift.rewrite(model), arrays)
+    np.testing.assert_allclose(got["completeness_gap"], 0, atol=1e-8)
+    assert abs(got["a_contributions"]).max() < 1e6
