@@ -69,7 +69,7 @@ def histories() -> dict[tuple[str, str], list[OpSchema]]:
 def what_happens(domain: str, op: str) -> tuple[str, str] | None:
     """What happens to an operator, and how contributions add up; None where nobody has thought of it."""
     rule, reason = registry.find(op, domain), registry.stop_reason(op, domain)
-    if (domain, op) in table.lowerings():
+    if rule is None and (domain, op) in table.lowerings():
         refused = _refusal(domain, op)
         return (f"refused: {refused}", "") if refused else ("replaced by simpler operators", "")
     if rule is not None:

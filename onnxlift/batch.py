@@ -53,6 +53,7 @@ def find_batch(graph: Graph, flow: Flow, given: Sequence[str]) -> Batch | None:
         and not isinstance(last, int)
         and last not in others
         and not _holds(dim, last)
+        and not any(_holds(dim, size) for size in (shapes[-1] or ())[1:])  # the batch is behind its lead then
     )
     return Batch(dim, led=False, axes=known) if unknown else None
 
@@ -89,8 +90,7 @@ def _mixes(graph: Graph, flow: Flow, batch: Dim) -> bool:
             return True
         if isinstance(batch, str) and _sums_products_over(step.node, batch):
             return True
-        picks = step.node.op == "Gather" and step.node.inputs[0].name in flow.active
-        if picks and x and x[0] == batch != 1 and step.node.attrs.get("axis", 0) % len(x) == 0:
+        if step.node.inputs[0].name in flow.active and x and x[0] == batch != 1 and _picks_rows(step.node, len(x)):
             return True
         for port, inner in zip(ports(graph, step.node), step.flows, strict=False):
             if _runs_along(graph, step, port, inner, batch) or _mixes(port.body, inner, batch):
@@ -143,9 +143,8 @@ def _sums_products_over(node: Node, batch: str) -> bool:
             rows = b[-2:-1] if b and len(b) > 1 else (b or ())[-1:]
             return any(_holds(batch, dim) for dim in (*(a or ())[-1:], *rows))
         case "Gemm":
-            a, b = shapes
-            dims = (a and a[1 - node.attrs.get("transA", 0)], b and b[node.attrs.get("transB", 0)])
-            return any(_holds(batch, dim) for dim in dims)
+            summed = (1 - node.attrs.get("transA", 0), node.attrs.get("transB", 0))
+            return any(shape and _holds(batch, shape[axis]) for shape, axis in zip(shapes, summed, strict=True))
         case "Einsum":
             return _sums_over(node, batch)
     return False
@@ -183,7 +182,7 @@ def _works_along(node: Node, rank: int, place: int) -> bool:
         case "BatchNormalization":
             return bool(node.attrs.get("training_mode", 0))
         case "ScatterND":
-            return place == 0 and not _writes_to_its_own_row(node.inputs[1])
+            return place == 0 and not _keeps_its_own_row(node.inputs[1])
         case "OneHot" | "Compress":  # the two values of the one; what the other keeps is not every sample
             return bool((place == 0 and node.op == "OneHot") or node.attrs.get("axis", 0) % rank == place)
         case "RoiAlign" | "MaxRoiPool":
@@ -216,11 +215,22 @@ def _lead(handle: Handle) -> Dim:
     return (Graph.shape(handle) or (None,))[0]
 
 
-def _writes_to_its_own_row(indices: Handle) -> bool:
-    """Whether row n of the updates goes to row n. Of indices that are computed this is taken for granted."""
+def _picks_rows(node: Node, rank: int) -> bool:
+    """Whether row n of the output need not be made of row n of the input."""
+    if node.op == "Gather":
+        return bool(node.attrs.get("axis", 0) % rank == 0)
+    return node.op == "GatherND" and not node.attrs.get("batch_dims", 0) and not _keeps_its_own_row(node.inputs[1])
+
+
+def _keeps_its_own_row(indices: Handle) -> bool:
+    """Whether row n of the updates goes to row n, or is taken from it.
+
+    Of indices that are computed, and name a place within the row, this is taken for granted: those that name nothing
+    but the row would have no purpose then.
+    """
     value = Graph.value(indices)
     if value is None:
-        return Graph.is_computed(indices)
+        return Graph.is_computed(indices) and (Graph.shape(indices) or (None,))[-1] != 1
     rows = value[..., 0]
     return rows.ndim > 0 and bool((np.moveaxis(rows, 0, -1) == np.arange(len(rows))).all())
 

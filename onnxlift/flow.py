@@ -35,6 +35,7 @@ SETTINGS = {"CastLike": (1,), "Dropout": (1, 2), "OneHot": (1,), "Resize": (1, 2
 """Inputs, by operator, that only set what is done with the others: they carry no importance, though some are floats."""
 
 UNPASSABLE = {
+    "NonMaxSuppression": "how many boxes it returns varies with the data: explain the scores in front of it",
     "Unique": "how many values it returns varies with the data",
     "NonZero": "how many places it returns varies with the data",
     "Range": "how many numbers it returns varies with the data",
@@ -48,7 +49,7 @@ UNPASSABLE = {
         ("TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor"),
         "comparisons decide which leaf of a tree is reached",
     ),
-    "SVMClassifier": "comparisons decide how its pairs of classes vote",
+    "SVMClassifier": "its pairs of classes are not taken apart, into an SVMRegressor each",
     "FlexAttention": "it is a preview that may change; its function body passes",
 }
 """Why no rule can be right for an operator, or for the masks and indices that it makes."""

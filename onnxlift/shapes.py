@@ -263,6 +263,8 @@ class TypePass:
                 self._better_dims(node) if k == 0 else None,
                 _declared_dims(declared) if name in self.outputs else None,
             )
+            if dims is None:  # as behind a Loop that collects a sequence: the rank, but no extent, is taken on trust
+                dims = [None] * len(declared.tensor_type.shape.dim) or None
             if dims is not None:
                 named = [self._symbol(symbol(name, i)) if dim is None else dim for i, dim in enumerate(dims)]
                 complete = helper.make_tensor_type_proto(TensorProto.UNDEFINED, named)

@@ -17,7 +17,7 @@ from onnxlift.functions import (
     unsqueeze,
     widen,
 )
-from onnxlift.registry import AI_ONNX_ML, rule
+from onnxlift.registry import rule
 from onnxlift.rules.linear import channelwise
 from onnxlift.rules.selection import indexed
 from onnxlift.signed import Parts
@@ -91,22 +91,6 @@ def gathered(site: Site) -> Sequence[Tensor | None]:
 
 rule("movement", "GatherElements", "GatherND", conditions=True, parts=channelwise)(indexed(by_index))
 rule("movement", "Compress", parts=channelwise)(by_index)
-
-
-def _extract(site: Site, t: Tensor) -> Tensor:
-    """Places along the last axis."""
-    return site.emitter.op("Gather", t, reshape(site.input(1).x, [-1]), axis=site.x.rank - 1)
-
-
-def _extracted_parts(site: Site) -> list[Parts]:
-    return [Parts(*(site.y.like(_extract(site, part)) for part in site.x.parts))]
-
-
-@rule("movement", "ArrayFeatureExtractor", domain=AI_ONNX_ML, parts=_extracted_parts)
-def extracted(site: Site) -> list[Tensor | None]:
-    """As Gather along the last axis."""
-    site.only_active(0)
-    return [to_origin(site.x, _extract(site, numbered(site.x)), site.m)]
 
 
 def _encoded_parts(site: Site) -> list[Parts]:

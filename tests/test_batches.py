@@ -106,3 +106,30 @@ def test_a_mask_of_another_shape_than_what_it_selects() -> None:
         np.testing.assert_allclose(
             got["x_contributions"].sum(axis=(1, 2)), got["target_output"] - got["target_reference"], atol=1e-5
         )
+
+
+def test_a_batch_that_only_the_target_has_behind_its_lead() -> None:
+    """Time leads what a recurrent network returns: an unknown extent is no batch beside the batch itself."""
+    text = """g (float[N, 2, W] x) => (float y) {
+        t = Transpose <perm = [2, 0, 1]> (x) d = Slice (t, begin, end, first) y = Tanh (d)
+    }"""
+    one = laws.model(text, begin=np.int64([1]), end=np.int64([99]), first=np.int64([0]))
+    one.graph.output[0].type.tensor_type.ClearField("shape")
+    x, r = (RNG.standard_normal((3, 2, 5)).astype(np.float32) for _ in range(2))
+    got = explain(one, x, r)
+    assert got["completeness_gap"].shape == ()
+    np.testing.assert_allclose(got["completeness_gap"], 0, atol=1e-5)
+
+
+def test_nodes_of_a_graph_network_are_no_batch() -> None:
+    """y[source] as GatherND: rows are taken from other rows."""
+    text = """g (float[N, 3] x, int64[E, 1] source) => (float[N, 3] y) {
+        m = GatherND (x, source) s = ReduceSum (m, first) y = Mul (x, s)
+    }"""
+    one = laws.model(text, first=np.int64([0]))
+    x, r = (RNG.standard_normal((4, 3)).astype(np.float32) for _ in range(2))
+    explainer = rewrite(one, target="weights")
+    feed = {"x": x, "x_reference": r, "source": np.int64([[0], [2], [2]]), "target_weights": np.ones_like(x)}
+    got = laws.run(explainer, feed)
+    assert got["completeness_gap"].shape == ()
+    np.testing.assert_allclose(got["completeness_gap"], 0, atol=1e-5)

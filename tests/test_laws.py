@@ -69,7 +69,6 @@ CONSTANTS = {
     "repeats": np.int64([1, 2, 3]),
     "three": np.int64([3]),
     "indices": np.int64([0, 3, 3, -1]),
-    "picked": np.int64([0, 3, 3, 5]),
     "spots": np.int64([[0, 1], [2, -1], [0, 1], [3, 3]]),
     "kept": np.array([True, False, True, True]),
     "always": np.array(True),
@@ -105,7 +104,6 @@ MODELS = {
     "Acosh": "y = Acosh (x)",
     "Add": "y = Add (x, row)",
     "AffineGrid": "y = AffineGrid (theta, canvas)",
-    "ArrayFeatureExtractor": "y = ai.onnx.ml.ArrayFeatureExtractor (x, picked)",
     "Asin": "y = Asin (x)",
     "Asinh": "y = Asinh (x)",
     "Atan": "y = Atan (x)",
@@ -256,7 +254,6 @@ MODELS = {
 """Operator -> a model whose last node it is, the only one as a rule; inputs and constants by their names above."""
 
 OUTPUTS = {
-    "ArrayFeatureExtractor": "float[N, 4, 4]",
     "Cast": "double",
     "CastLike": "float[N, 4, 6]",
     "FeatureVectorizer": "float[N, 7]",

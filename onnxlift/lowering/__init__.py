@@ -13,7 +13,8 @@ import onnxlift.lowering.grouped
 import onnxlift.lowering.quantised
 import onnxlift.lowering.quantised_contrib
 import onnxlift.lowering.quantised_weights
-import onnxlift.lowering.recurrent  # noqa: F401
+import onnxlift.lowering.recurrent
+import onnxlift.lowering.standard  # noqa: F401
 from onnxlift.lowering.table import MICROSOFT, Call, Lowerer, lowering
 
 __all__ = ["MICROSOFT", "Call", "Lowerer", "lowering"]

@@ -54,7 +54,8 @@ class Call:
         raise Unsupported(reason)
 
 
-Lowering = Callable[[Call], "Tensor | Sequence[Tensor | None]"]
+Lowering = Callable[[Call], "Tensor | Sequence[Tensor | None] | None"]
+"""None: the node stays as it is."""
 
 _LOWERINGS: dict[tuple[str, str], Lowering] = {}
 
@@ -105,6 +106,9 @@ class Lowerer:
         except Unsupported as refusal:
             types.forget(mark)
             self.refused[node.output[0]] = str(refusal)
+            return False
+        if results is None:
+            types.forget(mark)
             return False
         outputs = [results] if isinstance(results, Tensor) else list(results)
         for name, tensor in zip(node.output, outputs, strict=False):

@@ -11,7 +11,7 @@ import onnxlift
 
 RNG = np.random.default_rng(19)
 X, R = (RNG.standard_normal((3, 4, 6)).astype(np.float32) for _ in range(2))
-OPERATORS = ("ArrayFeatureExtractor", "Compress", "Gather", "GatherElements", "GatherND", "OneHot")
+OPERATORS = ("Compress", "Gather", "GatherElements", "GatherND", "OneHot")
 
 
 def ints(*values: int) -> np.ndarray:

@@ -151,7 +151,7 @@ CARRY: dict[str, list[str]] = {
     "Min": ["u = Min (c, h)"],
 }
 BY_LAW = {
-    *("AffineGrid", "ArrayFeatureExtractor", "Col2Im", "FeatureVectorizer", "MaxUnpool", "OneHot", "Resize"),
+    *("AffineGrid", "Col2Im", "FeatureVectorizer", "MaxUnpool", "OneHot", "Resize"),
 }
 """Of these the oracle knows no signed parts; tests/test_laws.py holds them to conservation, with m+ apart from m-."""
 
