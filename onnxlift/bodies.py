@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, helper
 
-from onnxlift.protobuf import Namer, all_names, captured, integer_attribute, replace_nodes, subgraphs
+from onnxlift.protobuf import CONTROL, Namer, all_names, captured, integer_attribute, replace_nodes, subgraphs
 from onnxlift.symbols import growing
 
 if TYPE_CHECKING:
     from onnxlift.shapes import TypePass
-
-CONTROL = ("If", "Loop", "Scan")
 
 
 def is_control(node: NodeProto) -> bool:

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from onnxlift.graph import Graph, Handle, Node
-
-CONTROL = ("If", "Loop", "Scan")
+from onnxlift.protobuf import CONTROL
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ SMALL = 4096
 """Constants up to this many elements (axes, shapes, exponents) may be looked at and computed with; bigger ones are
 weights and only passed along, so that time follows the number of nodes."""
 
+CONTROL = ("If", "Loop", "Scan")
+"""Operators that run other graphs."""
+
 
 class Namer:
     """Makes names that are not taken: `base`, `base_2`, `base_3` ..."""
