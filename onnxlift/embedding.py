@@ -11,8 +11,8 @@ from onnxlift.ports import ports
 
 _MOVED = frozenset("Identity Cast Reshape Squeeze Unsqueeze Flatten Transpose Slice Expand Split Tile".split())
 """What ids pass as they are, whatever makes shapes and places."""
-_UNCHANGED = _MOVED | {"Concat", "Clip", "Add", "Sub"}
-"""What ids pass as they are, or shifted by a constant."""
+_UNCHANGED = _MOVED | {"Concat", "Clip", "Add", "Sub", "Mul", "Mod"}
+"""What ids pass as they are, or shifted or hashed by constants."""
 
 
 @dataclass(frozen=True)

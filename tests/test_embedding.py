@@ -129,6 +129,20 @@ def test_a_one_hot_table_that_is_written_out() -> None:
     assert "a table of 6" in found["notes"][0]
 
 
+def test_ids_may_be_hashed() -> None:
+    text = """g (int64[N, 4] ids, int64[N, 4] mask) => (float[N, 4, 10] y) {
+        a = Add (ids, one) b = Mul (a, prime) c = Mod (b, buckets) e = Gather (table, c)
+        d = Mul (a, other) f = Mod (d, buckets) h = Gather (table2, f) both = Concat <axis = 2> (e, h)
+        m = Cast <to = 1> (mask) w = Unsqueeze (m, last) y = Mul (both, w)
+    }"""
+    tables = {name: RNG.standard_normal((16, 5)).astype(np.float32) for name in ("table", "table2")}
+    ints = {"one": 1, "prime": 31, "other": 43, "buckets": 16}
+    model = laws.model(text, **tables, **{k: np.int64(v) for k, v in ints.items()}, last=np.int64([2]))
+    found = description(rewrite(model, target=(0, 0))) or {}
+    assert found["inputs"] == ["e", "h"]
+    assert found["references"] == ["ids"]
+
+
 def test_a_float_input_comes_first() -> None:
     text = """g (float[N, 4] x, int64[N, 4] ids) => (float[N, 4] y) { e = Gather (table, ids) y = Mul (x, e) }"""
     model = laws.model(text, table=np.arange(9, dtype=np.float32))
