@@ -10,8 +10,8 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from onnxlift.flow import Flow, Step, dependents, names
 from onnxlift.graph import Dim, Graph, Handle, Node, Shape
-from onnxlift.ports import Ports, ports
-from onnxlift.protobuf import Namer, integer_attribute
+from onnxlift.ports import Ports, per_slice, ports
+from onnxlift.protobuf import Namer, all_names, integer_attribute
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,13 @@ def _runs_along(graph: Graph, step: Step, port: Ports, inner: Flow, batch: Dim) 
     shared = bool(step.roots) or any(taken.name in inner.active for _, taken in port.states)
     if step.node.op == "If" or batch == 1 or not shared:
         return False
-    axes = step.node.attrs.get("scan_input_axes") or [0] * len(port.slices)
+    axes = per_slice(step.node, "scan_input_axes", len(port.slices))
     for (outside, taken), axis in zip(port.slices, axes, strict=True):
         shape = graph.shape(outside)
         if taken.name in inner.active and shape and shape[axis] == batch:
             return True
     stacked = port.leaves[len(port.states) :]
-    axes = step.node.attrs.get("scan_output_axes") or [0] * len(stacked)
+    axes = per_slice(step.node, "scan_output_axes", len(stacked))
     return any(
         made.name in inner.targets and _counts(graph.shape(outside), axis, batch)
         for (made, outside), axis in zip(stacked, axes, strict=True)
@@ -305,7 +305,7 @@ def free_batch(model: ModelProto, size: int) -> ModelProto:
     types = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info)}
     leads = {name: kind.shape.dim[0].dim_value for name, kind in types.items() if kind.shape.dim}
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    name = Namer({*constants, *(output for node in graph.node for output in node.output)})
+    name = Namer(all_names(graph))
     for node in graph.node:
         if _repeats_batch(node, size, leads) and node.input[1] in constants:
             shape = numpy_helper.to_array(constants[node.input[1]])

@@ -23,7 +23,7 @@ from onnxlift.files import load
 from onnxlift.metadata import conserves, description
 from onnxlift.rewrite import inspect, rewrite_file
 from onnxlift.runtime import CompletenessWarning, Explainer
-from onnxlift.session import CPU, CUDA, Provider
+from onnxlift.session import CPU, Provider, cuda_without_tf32
 from onnxlift.verify import verify
 
 
@@ -288,5 +288,5 @@ def _chosen(model: onnx.ModelProto | None, options: dict[str, Any], seed: int = 
 
 
 def _providers(names: tuple[str, ...]) -> list[Provider] | None:
-    short: dict[str, Provider] = {"cpu": CPU, "cuda": (CUDA, {"use_tf32": "0"})}
+    short: dict[str, Provider] = {"cpu": CPU, "cuda": cuda_without_tf32()}
     return [short.get(name, name) for name in names] or None

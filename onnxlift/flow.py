@@ -250,7 +250,7 @@ def _enter(
     """The way through the bodies of a node to those of its outputs; and what it needs by name."""
     flows, read, captured = [], set(), dict[str, None]()
     for port in ports(graph, node):
-        inner = _through_body(graph, flow, port, outputs, choose, makers)
+        inner = _through_body(flow, port, outputs, choose, makers)
         own = {handle.name for _, handle in port.enters}
         captured.update(dict.fromkeys(name for name in inner.sources if name not in own))
         read |= {outer.name for outer, handle in port.enters if handle.name in inner.active}
@@ -274,7 +274,6 @@ def _enter(
 
 
 def _through_body(
-    graph: Graph,
     flow: Flow,
     port: Ports,
     outputs: set[str],

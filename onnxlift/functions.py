@@ -63,20 +63,21 @@ def widen(x: Tensor) -> Tensor:
 
 def reduce_sum(x: Tensor, axes: Sequence[int], keepdims: bool = True) -> Tensor:
     """Sum over `axes` (non-negative); no axes: `x` itself."""
-    return _reduce("ReduceSum", x, axes, keepdims)
+    return reduce_by("ReduceSum", x, axes, keepdims)
 
 
 def reduce_mean(x: Tensor, axes: Sequence[int], keepdims: bool = True) -> Tensor:
     """Mean over `axes` (non-negative); no axes: `x` itself."""
-    return _reduce("ReduceMean", x, axes, keepdims)
+    return reduce_by("ReduceMean", x, axes, keepdims)
 
 
 def reduce_max(x: Tensor, axes: Sequence[int], keepdims: bool = True) -> Tensor:
     """Maximum over `axes` (non-negative); no axes: `x` itself."""
-    return _reduce("ReduceMax", x, axes, keepdims)
+    return reduce_by("ReduceMax", x, axes, keepdims)
 
 
-def _reduce(op: str, x: Tensor, axes: Sequence[int], keepdims: bool) -> Tensor:
+def reduce_by(op: str, x: Tensor, axes: Sequence[int], keepdims: bool = True) -> Tensor:
+    """The operator `op` over `axes` (non-negative); no axes: `x` itself."""
     if not axes:
         return x
     shape: Shape = None

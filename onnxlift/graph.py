@@ -149,8 +149,8 @@ class Graph:
         """Whether a node computes the tensor (it is no graph input and no initializer)."""
         return bool(handle.inputs)
 
-    def variable(self, name: str, dtype: np.dtype[Any], shape: Shape) -> Handle:
-        """A new tensor; a taken name gets a number."""
+    def variable(self, name: str, dtype: np.dtype[Any] | None, shape: Shape) -> Handle:
+        """A new tensor, of a type that is none of a tensor where `dtype` is None; a taken name gets a number."""
         handle = gs.Variable(self.unused(name), dtype=dtype, shape=_exported(shape))
         self.tensors[handle.name] = handle
         return handle
@@ -197,18 +197,15 @@ class Graph:
 
     def add_body_input(self, name: str, dtype: np.dtype[Any] | None, shape: Shape) -> Handle:
         """A new input of a body; a taken name gets a number. No dtype: it is no tensor."""
-        handle = gs.Variable(self.unused(name), dtype=dtype, shape=_exported(shape))
-        self.tensors[handle.name] = handle
+        handle = self.variable(name, dtype, shape)
         self._graph.inputs.append(handle)
         return handle
 
     def drop_unread_inputs(self, names: Iterable[str]) -> list[str]:
         """Take away those of a body's inputs that nothing in it needs; returns the names of those that are gone."""
         self._prune()
-        read = {id(handle) for handle in self._graph.outputs}
-        for graph in (self._graph, *self._graph.subgraphs(recursive=True)):
-            read.update(id(handle) for node in graph.nodes for handle in node.inputs)
-        unread = [handle for handle in self._graph.inputs if id(handle) not in read and handle.name in set(names)]
+        read, droppable = self._read(), set(names)
+        unread = [handle for handle in self._graph.inputs if id(handle) not in read and handle.name in droppable]
         self._graph.inputs = [handle for handle in self._graph.inputs if handle not in unread]
         return [handle.name for handle in unread]
 
@@ -276,11 +273,15 @@ class Graph:
                     needed.update(id(handle) for inner in subgraph.nodes for handle in inner.inputs)
         self._graph.nodes = kept[::-1]
 
-    def _drop_unread_stacks(self) -> None:
-        """Take from Loops and Scans the added outputs that nothing reads: a stacked state may be large."""
+    def _read(self) -> set[int]:
+        """The ids of the handles that a node or an output reads, inside of bodies as well."""
         graphs = [self._graph, *self._graph.subgraphs(recursive=True)]
         read = {id(handle) for graph in graphs for handle in graph.outputs}
-        read.update(id(handle) for graph in graphs for node in graph.nodes for handle in node.inputs)
+        return read.union(id(handle) for graph in graphs for node in graph.nodes for handle in node.inputs)
+
+    def _drop_unread_stacks(self) -> None:
+        """Take from Loops and Scans the added outputs that nothing reads: a stacked state may be large."""
+        read, graphs = self._read(), [self._graph, *self._graph.subgraphs(recursive=True)]
         for node in (node for graph in graphs for node in graph.nodes if node.op in ("Loop", "Scan")):
             body = node.attrs["body"]
             states = len(node.inputs) - (2 if node.op == "Loop" else int(node.attrs["num_scan_inputs"]))

@@ -240,6 +240,11 @@ def _write_defaults(node: NodeProto, version: int) -> None:
             f"{where(node)} of ai.onnx opset {version} does not exist at opset {BASE_OPSET} and has "
             f"no function body to replace it. Export the model at opset {BASE_OPSET} or without it."
         )
+    add_defaults(node, schema)
+
+
+def add_defaults(node: NodeProto, schema: onnx.defs.OpSchema) -> None:
+    """Adds the attributes that the node leaves out and that have a default."""
     given = {attribute.name for attribute in node.attribute}
     for name, attribute in schema.attributes.items():
         if name not in given and attribute.default_value.type != AttributeProto.UNDEFINED:

@@ -60,6 +60,11 @@ def ports(graph: Graph, node: Node) -> list[Ports]:
     return [Ports("body", body, states, _pairs(made[:first], taken[:first]), slices, _pairs(made, node.outputs), [])]
 
 
+def per_slice(node: Node, attribute: str, count: int) -> list[int]:
+    """The axes or directions of `count` slices of a Scan: 0 where the attribute is left out."""
+    return node.attrs.get(attribute) or [0] * count
+
+
 def _pairs(a: Sequence[Handle], b: Sequence[Handle]) -> list[tuple[Handle, Handle]]:
     return list(zip(a, b, strict=False))
 

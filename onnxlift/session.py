@@ -87,9 +87,14 @@ def cuda_obstacle() -> str | None:
     return "no NVIDIA driver found"
 
 
+def cuda_without_tf32() -> Provider:
+    """CUDA with the whole float32: TF32 would be off by 1e-3."""
+    return CUDA, {"use_tf32": "0"}
+
+
 def _default_providers(ort: ModuleType) -> list[Provider]:
     if CUDA in ort.get_available_providers() and cuda_obstacle() is None:
-        return [(CUDA, {"use_tf32": "0"}), CPU]  # TF32 would be off by 1e-3
+        return [cuda_without_tf32(), CPU]
     return [CPU]
 
 

@@ -226,9 +226,19 @@ class Site:
         return self.emitter.op(self.op, *inputs, *rest, shape=y.shape, dtype=y.dtype, **self.attributes)
 
     @property
+    def operands(self) -> list[Value]:
+        """The inputs, all of which must be there."""
+        return [self.input(index) for index in range(len(self.inputs))]
+
+    @property
+    def active(self) -> list[int]:
+        """Which inputs carry importance."""
+        return [index for index, value in enumerate(self.inputs) if value is not None and value.active]
+
+    @property
     def argument(self) -> Value:
         """The input that an elementwise function is of, all others being constants."""
-        active = [value for value in self.inputs if value is not None and value.active]
+        active = [self.input(index) for index in self.active]
         if len(active) != 1 or (active[0] is not self.x and self.op != "Pow"):
             found = " and ".join(repr(value.name) for value in active)
             self.refuse(f"it has to be a function of one tensor, but {found} depend on the attributed inputs")

@@ -223,7 +223,7 @@ class Emitter:
         op: str,
         *inputs: Tensor | None,
         shapes: Sequence[Shape],
-        dtypes: Sequence[np.dtype[Any]] | None = None,
+        dtypes: Sequence[np.dtype[Any] | None] | None = None,
         dtype: np.dtype[Any] | None = None,
         domain: str = "",
         names: Sequence[str] | None = None,
@@ -237,6 +237,18 @@ class Emitter:
         while inputs and inputs[-1] is None:  # an omitted last input is not there at all
             inputs = inputs[:-1]
         attributes = {key: value for key, value in attributes.items() if value is not None}
+        return self._node(op, inputs, shapes, dtypes or [dtype] * len(shapes), domain, names, attributes)
+
+    def _node(
+        self,
+        op: str,
+        inputs: Sequence[Tensor | None],
+        shapes: Sequence[Shape],
+        dtypes: Sequence[np.dtype[Any] | None],
+        domain: str,
+        names: Sequence[str] | None,
+        attributes: dict[str, Any],
+    ) -> tuple[Tensor, ...]:
         key = (
             op,
             domain,
@@ -249,7 +261,7 @@ class Emitter:
         handles = []
         for index, shape in enumerate(shapes):
             inferred = shape if shape is not None else _inferred_shape(op, inputs)
-            kind = dtypes[index] if dtypes else dtype or _inferred_dtype(op, inputs)
+            kind = dtypes[index] or _inferred_dtype(op, inputs)
             output = names[index] if names else self._fresh(op)
             handles.append(self.graph.variable(output, kind, inferred) if output else self.graph.omitted())
         name = next((handle.name for handle in handles if handle.name), "") if names else ""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from onnxlift.flow import Flow, Step, dependents, names, reads
 from onnxlift.functions import expand, minimum, reshape, shape_of
 from onnxlift.graph import Graph, Handle, Node
-from onnxlift.ports import Ports, ports
+from onnxlift.ports import Ports, per_slice, ports
 from onnxlift.reference import Runs
 from onnxlift.replay import emit_again
 from onnxlift.site import Pairing, Value
@@ -222,8 +222,8 @@ class _Reversed:
         stacked = node.outputs[behind - len(port.states) : behind]
         for handle, (_, taken) in zip(stacked, port.states, strict=True):
             self._both(at_x, at_r, taken, handle.name, 0, 1)
-        axes = node.attrs.get("scan_input_axes") or [0] * len(port.slices)
-        directions = node.attrs.get("scan_input_directions") or [0] * len(port.slices)
+        axes = per_slice(node, "scan_input_axes", len(port.slices))
+        directions = per_slice(node, "scan_input_directions", len(port.slices))
         for (outside, taken), axis, direction in zip(port.slices, axes, directions, strict=True):
             self._both(at_x, at_r, taken, outside.name, axis, 1 - direction)
         if self.index is not None:
@@ -268,8 +268,8 @@ class _Reversed:
         slots = [made.name for _, made, _, _ in self.scanned]
         gone = set(self.emitter.graph.drop_unread_inputs(slots[1:]))  # a Scan needs one
         scanned = [item for item in self.scanned if item[1].name not in gone]
-        axes = self.node.attrs.get("scan_input_axes") or [0] * len(self.port.slices)
-        directions = self.node.attrs.get("scan_input_directions") or [0] * len(self.port.slices)
+        axes = per_slice(self.node, "scan_input_axes", len(self.port.slices))
+        directions = per_slice(self.node, "scan_input_directions", len(self.port.slices))
         return list(
             self.outer.ops(
                 "Scan",

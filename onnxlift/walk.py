@@ -140,6 +140,9 @@ class Walk:
                 if name and parts is not None and name not in self.flow.sources:
                     self.value(name).parts = parts
 
+    def _values(self, handles: Iterable[Handle]) -> list[Value | None]:
+        return [self.value(handle.name) if handle.name else None for handle in handles]
+
     def _site(
         self,
         step: Step,
@@ -154,8 +157,8 @@ class Walk:
             node.op,
             node.name,
             node.attrs,
-            [self.value(handle.name) if handle.name else None for handle in node.inputs],
-            [self.value(handle.name) if handle.name else None for handle in node.outputs],
+            self._values(node.inputs),
+            self._values(node.outputs),
             multipliers,
             [self.value(name) for name in step.roots],
             [self._site(Step(mask), ()) for mask in step.masks],
@@ -197,7 +200,7 @@ class Walk:
             yield from _apply(rule, self._site(step, means), guarded=guarded)
             return
         if not _carries(rule, step):
-            values = [self.value(handle.name) if handle.name else None for handle in step.node.outputs]
+            values = self._values(step.node.outputs)
             folded = [
                 None if m is None or value is None else m.folded(value.d)
                 for m, value in zip(multipliers, values, strict=True)
@@ -212,7 +215,7 @@ class Walk:
 
     def _residual(self, step: Step, multipliers: Sequence[Multiplier | None], edges: Sequence[Edge]) -> Tensor:
         """What a rule fails to conserve: sum(m_y dy) - sum(m_x dx) over all samples, part by part."""
-        values = [self.value(handle.name) if handle.name else None for handle in step.node.outputs]
+        values = self._values(step.node.outputs)
         arrived = [
             _everything(m.contribution(value.d, value.parts))
             for value, m in zip(values, multipliers, strict=True)

@@ -13,6 +13,7 @@ from onnxlift.functions import (
     concat,
     expand,
     maximum,
+    reduce_by,
     regroup,
     reshape,
     shape_of,
@@ -64,13 +65,10 @@ class Axes:
 
     def reduce(self, op: str, t: Tensor) -> Tensor:
         """`op` (ReduceSum, ReduceMax) over the axes of a tensor of x's rank; they are kept with extent 1."""
-        if self.known == []:
-            return t
         if self.known is None:
             rank = self.x.rank
             return t.emitter.op(op, t, self.given, keepdims=1, noop_with_empty_axes=self._noop, shape=(None,) * rank)
-        shape = None if t.shape is None else tuple(1 if axis in self.known else dim for axis, dim in enumerate(t.shape))
-        return t.emitter.op(op, t, t.emitter.ints(self.known), keepdims=1, shape=shape)
+        return reduce_by(op, t, self.known)
 
     def kept(self, t: Tensor) -> Tensor:
         """A tensor of the output's shape with the reduced axes, of extent 1."""

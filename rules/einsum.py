@@ -65,20 +65,16 @@ def subscripts(site: Site) -> tuple[list[str], str]:
     return full, output.replace("...", extra)
 
 
-def _active(site: Site) -> list[int]:
-    return [index for index, value in enumerate(site.inputs) if value is not None and value.active]
-
-
 def _parts(site: Site) -> list[Parts]:
     """Every product of one difference and the other factors counts on the side of its sign.
 
     Their sum is W d, the sum of their sizes |W| |d|: dy+ and dy- are half the sum and half the difference of these.
     """
-    points = line_points(len(_active(site)))
+    points = line_points(len(site.active))
     whole, size = [], []
-    for index in _active(site):
+    for index in site.active:
         for t, w in points:
-            factors = [between(site.input(other), t) for other in range(len(site.inputs))]
+            factors = [between(value, t) for value in site.operands]
             factors[index] = site.input(index).d * (w / 2)
             whole.append(site.again(*factors))
             size.append(site.again(*map(absolute, factors)))
@@ -90,14 +86,14 @@ def _parts(site: Site) -> list[Parts]:
 def einsum(site: Site) -> list[Tensor | None]:
     """m_A = Einsum(m_Y, the other operands at their midpoints); of three and more the Shapley value."""
     terms, output = subscripts(site)
-    points = line_points(len(_active(site)))
+    points = line_points(len(site.active))
     result: list[Tensor | None] = [None] * len(terms)
-    for index in _active(site):
+    for index in site.active:
         term, others = terms[index], [term for other, term in enumerate(terms) if other != index]
         kept = "".join(letter for letter in dict.fromkeys(term) if letter in set(output).union(*others))
         products = []
         for t, _ in points:
-            factors = [site.weight(between(v, t)) for other, v in enumerate(_operands(site)) if other != index]
+            factors = [site.weight(between(v, t)) for other, v in enumerate(site.operands) if other != index]
             shapes = [(output, site.y.shape), *((o, f.shape) for o, f in zip(others, factors, strict=True))]
             products.append(
                 site.emitter.op(
@@ -110,10 +106,6 @@ def einsum(site: Site) -> list[Tensor | None]:
             )
         result[index] = _spread(site.input(index), term, kept, weighted_sum(products, points))
     return result
-
-
-def _operands(site: Site) -> list[Value]:
-    return [site.input(index) for index in range(len(site.inputs))]
 
 
 def _extent(letter: str, shapes: Sequence[tuple[str, Shape]]) -> Dim:

@@ -49,6 +49,11 @@ SEVERAL: dict[str, Weights] = {}
 attributed inputs (rules/operands.py fills it); None for an input that carries no importance."""
 
 
+def slope_between(site: Site, a: Tensor, b: Tensor) -> Tensor:
+    """The slope of the node's function between two other points of its argument."""
+    return SLOPES[site.op](site.at(a, b))
+
+
 def slope(*ops: str, broadcasts: bool = False, default: bool = True) -> Callable[[Slope], Slope]:
     """Register the decorated function as the slope of `ops`, and Rescale with it, as their default or by name."""
 
@@ -84,8 +89,7 @@ def rescale(name: str, op: str, slope: Slope, equation: str, *, default: bool = 
 
 def is_of_several(site: Site) -> bool:
     """Whether more depends on the attributed inputs than the argument that a slope is of."""
-    active = [index for index, value in enumerate(site.inputs) if value is not None and value.active]
-    return site.op in SEVERAL and active != [0] and (site.op != "Pow" or len(active) > 1)
+    return site.op in SEVERAL and site.active != [0] and (site.op != "Pow" or len(site.active) > 1)
 
 
 def weighted_parts(site: Site, weights: Sequence[Tensor | None]) -> list[Parts]:

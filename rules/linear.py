@@ -27,7 +27,12 @@ def summed(site: Site, terms: Sequence[Parts]) -> list[Parts]:
 
 def active(site: Site) -> list[Value]:
     """The operands that carry importance."""
-    return [value for value in site.inputs if value is not None and value.active]
+    return [site.input(index) for index in site.active]
+
+
+def parts_or_zeros(x: Value) -> Parts:
+    """The parts of an operand, zeros where it carries no importance."""
+    return x.parts if x.active else Parts(x.zeros(), x.zeros())
 
 
 def channelwise(site: Site) -> list[Parts]:

@@ -264,8 +264,7 @@ def _grid(counts: Sequence[int], steps: Sequence[int]) -> Array:
 
 def shares(site: Site, variant: str) -> list[Tensor | None]:
     """dy/dx_p where an operand is the place p, 0 elsewhere; None for an operand that carries no importance."""
-    values = [site.input(index) for index in range(len(site.inputs))]
-    active = [index for index, value in enumerate(values) if value.active]
+    values, active = site.operands, site.active
     if len(active) == 1:
         return [lone_operand(site, variant, values, n) if n in active else None for n in range(len(values))]
     y = site.y

@@ -14,7 +14,7 @@ from onnxlift import registry
 from onnxlift.functions import absolute, where
 from onnxlift.registry import rule
 from onnxlift.rules import maximum  # noqa: F401 - its rules are varied here
-from onnxlift.rules.elementwise import SLOPES, rescale
+from onnxlift.rules.elementwise import rescale, slope_between
 from onnxlift.rules.reveal_cancel import reveal_cancel
 from onnxlift.site import Site
 from onnxlift.tensor import Tensor
@@ -34,7 +34,7 @@ class Peer:
         x, r = site.argument.x, site.argument.r
         near = absolute(site.argument.d) < self.threshold
         pair = (where(near, r, x), r) if self.at_reference else (x, where(near, x, r))
-        return SLOPES[site.op](site.at(*pair))
+        return slope_between(site, *pair)
 
     def register(self) -> None:
         """Rule `<name>-rescale` of its operators."""
@@ -101,12 +101,8 @@ def moved_slopes(site: Site) -> tuple[Tensor, Tensor]:
     """
     r = site.argument.r
     p, n = (_moved(part) for part in site.argument.parts)
-
-    def between(a: Tensor, b: Tensor) -> Tensor:
-        return SLOPES[site.op](site.at(a, b))
-
-    s_plus = between(r + p, r) + between(r + n + p, r + n)
-    s_minus = between(r + n, r) + between(r + p + n, r + p)
+    s_plus = slope_between(site, r + p, r) + slope_between(site, r + n + p, r + n)
+    s_minus = slope_between(site, r + n, r) + slope_between(site, r + p + n, r + p)
     return s_plus * 0.5, s_minus * 0.5
 
 

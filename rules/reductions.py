@@ -29,6 +29,7 @@ from onnxlift.functions import (
 )
 from onnxlift.registry import rule
 from onnxlift.rules.axes import Axes, rows_of
+from onnxlift.rules.einsum import line_points
 from onnxlift.rules.linear import channelwise
 from onnxlift.rules.slopes import abs_slope, log_slope
 from onnxlift.site import Site, Value
@@ -135,8 +136,7 @@ def of_the_others(x: Tensor, r: Tensor, n: int) -> Tensor | float:
     if n <= 1:
         return 1.0
     last = x.rank
-    roots, weights = np.polynomial.legendre.leggauss((n + 1) // 2)
-    t, w = (x.emitter.constant(values[:, None], x.dtype) for values in ((roots + 1) / 2, weights / 2))
+    t, w = (x.emitter.constant(np.array(values)[:, None], x.dtype) for values in zip(*line_points(n), strict=True))
     way = unsqueeze(r, [last - 1]) * (1 - t) + unsqueeze(x, [last - 1]) * t
     shape = None if way.shape is None else (*way.shape[:last], 1)
     places = x.emitter.ops("Split", way, axis=last, num_outputs=n, shapes=[shape] * n)

@@ -15,7 +15,15 @@ from math import pi
 
 from onnxlift.functions import absolute, logical_and, sign, where
 from onnxlift.registry import rule
-from onnxlift.rules.elementwise import BROADCASTING, SEVERAL, SLOPES, is_of_several, to_argument, weighted_parts
+from onnxlift.rules.elementwise import (
+    BROADCASTING,
+    SEVERAL,
+    SLOPES,
+    is_of_several,
+    slope_between,
+    to_argument,
+    weighted_parts,
+)
 from onnxlift.signed import Multiplier, Parts
 from onnxlift.site import Site
 from onnxlift.tensor import Tensor, limits, unary
@@ -71,12 +79,8 @@ def slopes(site: Site) -> tuple[Tensor, Tensor]:
     x, r = site.argument.x, site.argument.r
     p, n = site.argument.parts
     up, down = where(n.equals(0), x, r + p), where(p.equals(0), x, r + n)
-
-    def between(a: Tensor, b: Tensor) -> Tensor:
-        return SLOPES[site.op](site.at(a, b))
-
-    s_plus = (between(up, r) + between(x, down)) * 0.5
-    s_minus = (between(down, r) + between(x, up)) * 0.5
+    s_plus = (slope_between(site, up, r) + slope_between(site, x, down)) * 0.5
+    s_minus = (slope_between(site, down, r) + slope_between(site, x, up)) * 0.5
     if site.op not in PARTIAL:
         return s_plus, s_minus
     finite = absolute(s_plus + s_minus) <= limits(x).largest

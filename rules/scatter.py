@@ -31,6 +31,7 @@ from onnxlift.functions import (
 )
 from onnxlift.registry import rule
 from onnxlift.rules.conditions import to_index, to_roots
+from onnxlift.rules.einsum import line_points
 from onnxlift.rules.gather import numbered
 from onnxlift.rules.selection import pointed
 from onnxlift.rules.slopes import quotient
@@ -134,12 +135,11 @@ def _other_factors(places: Places) -> Weights:
     if not updates.active:
         return places.put(_filled(data, 1), updates.x, "mul"), None
     degree = POINTS * 2 if most is None else most - (not data.active)
-    points, areas = np.polynomial.legendre.leggauss(min(degree // 2 + 1, POINTS))
     w_d, w_u = None, None
-    for point, area in zip((points + 1) / 2, areas / 2, strict=True):
-        d, u = (value.r + value.d * float(point) if value.active else value.x for value in (data, updates))
+    for point, area in line_points(min(degree + 1, 2 * POINTS)):
+        d, u = (value.r + value.d * point if value.active else value.x for value in (data, updates))
         product, others = _products(places, u, repeats=most != 1)
-        terms = product * float(area), places.take(data.spread(d)) * float(area)
+        terms = product * area, places.take(data.spread(d)) * area
         w_d = terms[0] if w_d is None else w_d + terms[0]
         term = terms[1] if others is None else terms[1] * others
         w_u = term if w_u is None else w_u + term

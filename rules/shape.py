@@ -20,7 +20,7 @@ from onnxlift.functions import (
 )
 from onnxlift.registry import AI_ONNX_ML, rule
 from onnxlift.rules.gather import by_index, places_by_index, zero_pad
-from onnxlift.rules.linear import channelwise, summed
+from onnxlift.rules.linear import channelwise, parts_or_zeros, summed
 from onnxlift.signed import Parts
 from onnxlift.site import Site
 from onnxlift.tensor import Tensor
@@ -85,8 +85,8 @@ def expanded(site: Site) -> list[Tensor]:
 def _side_by_side(site: Site) -> list[Parts]:
     """The parts of every operand, zeros for one that carries no importance."""
     axis = site.attribute("axis") % site.y.rank
-    values = [site.input(index) for index in range(len(site.inputs))]
-    parts = [x.parts if x.active else Parts(x.zeros(), x.zeros()) for x in values]
+    values = site.operands
+    parts = [parts_or_zeros(x) for x in values]
     return [Parts(*(concat(side, axis) for side in zip(*parts, strict=True)))]
 
 
@@ -94,7 +94,7 @@ def _side_by_side(site: Site) -> list[Parts]:
 def concatenated(site: Site) -> list[Tensor | None]:
     """Every part gets its piece of m_y."""
     axis = site.attribute("axis") % site.y.rank
-    parts = [site.input(index) for index in range(len(site.inputs))]
+    parts = site.operands
     if len(parts) == 1:
         return [site.m]
     sizes = concat([part.dim(axis) for part in parts], axis=0)
@@ -130,7 +130,7 @@ def triangle(site: Site) -> list[Tensor | None]:
 def _padded_parts(site: Site) -> list[Parts]:
     """Either part padded with that of the border's value, which is 0 where the value carries no importance."""
     x, value = site.x, site.optional(2)
-    inside = x.parts if x.active else Parts(x.zeros(), x.zeros())
+    inside = parts_or_zeros(x)
     border = value.parts if value is not None and value.active else (None, None)
     axes = [site.tensor(3)] if site.optional(3) else []
     sides = zip(inside, border, strict=True)
@@ -239,8 +239,8 @@ def reversed_(site: Site) -> list[Tensor | None]:
 
 def _vector_parts(site: Site) -> list[Parts]:
     """The parts of every operand's features, zeros for one that carries no importance."""
-    values = [site.input(index) for index in range(len(site.inputs))]
-    parts = [x.parts if x.active else Parts(x.zeros(), x.zeros()) for x in values]
+    values = site.operands
+    parts = [parts_or_zeros(x) for x in values]
     sides = zip(*(map(partial(_features, site, index), x) for index, x in enumerate(parts)), strict=True)
     return [Parts(*(site.y.like(concat(list(side), axis=1)) for side in sides))]
 

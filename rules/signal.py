@@ -28,6 +28,7 @@ from onnxlift.functions import (
     where,
 )
 from onnxlift.registry import rule
+from onnxlift.rules.axes import product
 from onnxlift.rules.linear import channelwise
 from onnxlift.rules.windows import known
 from onnxlift.site import Site, Value
@@ -155,7 +156,7 @@ def columns_to_image(site: Site) -> list[Tensor | None]:
         size = math.prod(block.value.tolist())
         kernels = emitter.constant(np.eye(size).reshape(size, 1, *block.value.tolist()), x.dtype)
     else:
-        number = arange(emitter.op("ReduceProd", block, keepdims=1, shape=(1,)))
+        number = arange(product(block))
         kernels = cast(unsqueeze(number, [1]).equals(number), x.dtype)
         kernels = reshape(kernels, concat([emitter.ints([-1, 1]), block], axis=0))
     moves = {name: site.attribute(name, None) or None for name in ("strides", "dilations", "pads")}

@@ -34,7 +34,7 @@ from onnxlift.functions import (
     unsqueeze,
     where,
 )
-from onnxlift.rules.einsum import line_points
+from onnxlift.rules.einsum import line_points, weighted_sum
 from onnxlift.site import Pairing, Value
 from onnxlift.tensor import INT64, Array, Tensor, unary
 
@@ -239,13 +239,12 @@ class Sampling:
         axes = [Axis(*runs) for runs in zip(self.x, self.r, strict=True)]
         seen = looked_up(self.image.mid, pixels_of([axis.places for axis in axes], self.extents))
         q = squeeze(seen @ unsqueeze(transpose(m, [0, 2, 1]), [3]), [3])  # the sum over the channels
-        found = []
+        found, points = [], line_points(len(axes))
         for index, axis in enumerate(axes):
-            terms = []
-            for t, w in line_points(len(axes)):
-                weights = [other.between(t) for other in axes]
-                weights[index] = axis.slopes(d[index], rates[index])
-                term = combined(weights, Tensor.__mul__)
-                terms.append(term if w == 1 else term * w)
-            found.append(reduce_sum(reduce(Tensor.__add__, terms) * q, [2], keepdims=False))
+            slopes = axis.slopes(d[index], rates[index])
+            terms = [
+                combined([slopes if other is axis else other.between(t) for other in axes], Tensor.__mul__)
+                for t, _ in points
+            ]
+            found.append(reduce_sum(weighted_sum(terms, points) * q, [2], keepdims=False))
         return found

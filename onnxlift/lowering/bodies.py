@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 from onnx import AttributeProto, FunctionProto, NodeProto
 
-from onnxlift.opset import BASE_OPSET
+from onnxlift.opset import BASE_OPSET, add_defaults
 from onnxlift.protobuf import nested
 from onnxlift.shapes import TypePass
 
@@ -37,10 +37,7 @@ def _function(node: NodeProto, types: TypePass) -> FunctionProto | None:
         return None
     complete = NodeProto()
     complete.CopyFrom(node)
-    present = {attribute.name for attribute in node.attribute}
-    for name, attribute in schema.attributes.items():
-        if name not in present and attribute.default_value.type != AttributeProto.UNDEFINED:
-            complete.attribute.append(attribute.default_value)
+    add_defaults(complete, schema)
     body = FunctionProto()
     if schema.has_context_dependent_function:  # type: ignore[attr-defined]
         inputs = [types.types.get(name, onnx.TypeProto()).SerializeToString() for name in node.input]

@@ -41,21 +41,17 @@ class Draft(Emitter):
         self._types.add_constant(numpy_helper.from_array(np.asarray(value, dtype=dtype), name))
         return self.tensor(name)
 
-    def ops(
+    def _node(
         self,
         op: str,
-        *inputs: Tensor | None,
+        inputs: Sequence[Tensor | None],
         shapes: Sequence[Shape],
-        dtypes: Sequence[np.dtype[Any]] | None = None,
-        dtype: np.dtype[Any] | None = None,
-        domain: str = "",
-        names: Sequence[str] | None = None,
-        **attributes: Any,
+        dtypes: Sequence[np.dtype[Any] | None],
+        domain: str,
+        names: Sequence[str] | None,
+        attributes: dict[str, Any],
     ) -> tuple[Tensor, ...]:
-        """One node with `len(shapes)` outputs. Their types are inferred, whatever the arguments say of them."""
-        while inputs and inputs[-1] is None:  # an omitted last input is not there at all
-            inputs = inputs[:-1]
-        attributes = {key: value for key, value in attributes.items() if value is not None}
+        """Types are inferred, whatever the arguments say of them."""
         outputs = [self._types.name(f"{self._origin}/{name or op}") for name in names or [""] * len(shapes)]
         handed = ["" if tensor is None else tensor.name for tensor in inputs]
         self._types.visit_as_it_is(helper.make_node(op, handed, outputs, outputs[0], domain=domain, **attributes))

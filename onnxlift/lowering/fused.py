@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from onnxlift.functions import cast, regroup, reshape, shape_of, sigmoid, split, swap_last, transpose
+from onnxlift.lowering.heads import extent
 from onnxlift.lowering.table import MICROSOFT, Call, lowering
 from onnxlift.tensor import Tensor, unary
 
@@ -92,11 +93,7 @@ def biased_fast_gelu(call: Call) -> Tensor:
 def bias_split_gelu(call: Call) -> Tensor:
     """a Gelu(b), with [a, b] = x + bias along the last axis."""
     x = call.input(0) + call.input(1)
-    assert x.shape is not None
-    width = x.shape[-1]
-    if not isinstance(width, int):
-        call.refuse("the extent of its last axis is not known")
-    left, right = split(x, [width // 2] * 2, axis=x.rank - 1)
+    left, right = split(x, [extent(call, x, -1) // 2] * 2, axis=x.rank - 1)
     return left * gelu(right)
 
 
@@ -213,11 +210,11 @@ def _turned(call: Call, x: Tensor, letter: str) -> Tensor:
 
 # --- convolutions and pools ------------------------------------------------------------------------------------------
 
-_CONV = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
+CONV = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 _POOL = ("auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "strides")
 
 
-def _given(call: Call, names: Sequence[str]) -> dict[str, Any]:
+def given(call: Call, names: Sequence[str]) -> dict[str, Any]:
     """The attributes of these names that the node has."""
     return {name: call.attribute(name) for name in names if name in call.attributes}
 
@@ -225,7 +222,7 @@ def _given(call: Call, names: Sequence[str]) -> dict[str, Any]:
 @lowering("FusedConv", domain=MICROSOFT)
 def fused_conv(call: Call) -> Tensor:
     """activation(Conv(x) + z)."""
-    y = call.emitter.op("Conv", call.input(0), call.input(1), call.optional(2), **_given(call, _CONV))
+    y = call.emitter.op("Conv", call.input(0), call.input(1), call.optional(2), **given(call, CONV))
     return activated(call, biased(y, call.optional(3)), _listed_parameters(call))
 
 
@@ -234,7 +231,7 @@ def nhwc_conv(call: Call) -> Tensor:
     """The same with the channels of x, y and z last; the filters are those of Conv."""
 
     def convolve(x: Tensor) -> Tensor:
-        return call.emitter.op("Conv", x, call.input(1), call.optional(2), **_given(call, _CONV))
+        return call.emitter.op("Conv", x, call.input(1), call.optional(2), **given(call, CONV))
 
     y = biased(with_channels_first(call.input(0), convolve), call.optional(3))
     return activated(call, y, _listed_parameters(call))
@@ -242,7 +239,7 @@ def nhwc_conv(call: Call) -> Tensor:
 
 @lowering("NhwcMaxPool", domain=MICROSOFT)
 def nhwc_max_pool(call: Call) -> Tensor:
-    return with_channels_first(call.input(0), lambda x: unary("MaxPool", x, **_given(call, _POOL)))
+    return with_channels_first(call.input(0), lambda x: unary("MaxPool", x, **given(call, _POOL)))
 
 
 def with_channels_first(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -253,7 +250,7 @@ def with_channels_first(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tens
 
 @lowering("ConvTransposeWithDynamicPads", domain=MICROSOFT)
 def conv_transpose(call: Call) -> Tensor:
-    attributes, pads = _given(call, [*_CONV, "output_padding"]), call.optional(2)
+    attributes, pads = given(call, [*CONV, "output_padding"]), call.optional(2)
     if pads is not None:
         if pads.value is None:
             call.refuse("its pads are computed from the model's inputs; make them constants")

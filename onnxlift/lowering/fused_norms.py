@@ -21,6 +21,7 @@ from onnxlift.functions import (
     widen,
 )
 from onnxlift.lowering.fused import biased, only_outputs, silu, with_channels_first
+from onnxlift.lowering.heads import extent
 from onnxlift.lowering.table import MICROSOFT, Call, lowering
 from onnxlift.tensor import Tensor
 
@@ -32,7 +33,7 @@ def skip_layer_normalization(call: Call) -> list[Tensor | None]:
     """LayerNormalization of x + skip + bias, and that sum."""
     only_outputs(call, 0, 3)
     x = biased(call.input(0), call.input(1), call.optional(4))
-    return [_layer_normalization(call, x, call.input(2), call.optional(3)), None, None, x]
+    return [layer_normalization(call, x, call.input(2), call.optional(3)), None, None, x]
 
 
 @lowering("SkipSimplifiedLayerNormalization", domain=MICROSOFT)
@@ -59,7 +60,8 @@ def rms_norm(x: Tensor, epsilon: float, axis: int = -1) -> Tensor:
     return cast(wide / sqrt(square + epsilon), x.dtype)
 
 
-def _layer_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+def layer_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """Over the last axis, with the epsilon of these operators."""
     epsilon = call.attribute("epsilon", 1e-12)
     return call.emitter.op("LayerNormalization", x, scale, bias, axis=-1, epsilon=epsilon)
 
@@ -81,7 +83,7 @@ def embed_layer_normalization(call: Call) -> list[Tensor | None]:
     if len(call.wanted) > 1 and call.wanted[1]:
         counted = mask if mask is not None else ids * 0
         words = cast(reduce_sum(counted, [1], keepdims=False), np.dtype(np.int32))
-    return [_layer_normalization(call, x, call.input(5), call.input(6)), words, x]
+    return [layer_normalization(call, x, call.input(5), call.input(6)), words, x]
 
 
 # --- over groups of channels -----------------------------------------------------------------------------------------
@@ -121,7 +123,7 @@ def _group_norm(call: Call, x: Tensor) -> Tensor:
 def gated_rms_norm(call: Call) -> Tensor:
     """`rms_norm` of each piece of C elements, times scale [C], times silu or sigmoid of the gate."""
     x, scale, gate = call.input(0), widen(call.input(1)), widen(call.input(2))
-    pieces = regroup(widen(x), x.rank - 1, [-1, _extent(call, scale, 0)])
+    pieces = regroup(widen(x), x.rank - 1, [-1, extent(call, scale, 0)])
     y = reshape(rms_norm(pieces, call.attribute("epsilon", 1e-5)) * scale, shape_of(x))
     gate = sigmoid(gate) if call.attribute("activation", "silu") == "sigmoid" else silu(gate)
     return cast(y * gate, x.dtype)
@@ -135,15 +137,6 @@ def branchwise_rms_norm(call: Call) -> Tensor:
     y = rms_norm(pieces, call.attribute("epsilon", 1e-5))
     if scale is not None:
         scale = widen(scale)
-        branched = scale.rank == 1 and _extent(call, scale, 0) != _extent(call, y, -1)
-        y = y * (reshape(scale, [_extent(call, y, -2), -1]) if branched else scale)
+        branched = scale.rank == 1 and extent(call, scale, 0) != extent(call, y, -1)
+        y = y * (reshape(scale, [extent(call, y, -2), -1]) if branched else scale)
     return cast(reshape(y, shape_of(x)) if branches else y, x.dtype)
-
-
-def _extent(call: Call, x: Tensor, axis: int) -> int:
-    """An extent that must be known."""
-    assert x.shape is not None
-    dim = x.shape[axis]
-    if not isinstance(dim, int):
-        call.refuse("its branches have no fixed size")
-    return dim

@@ -69,9 +69,8 @@ def group_query_attention(call: Call) -> list[Tensor | None]:
 
 
 def _check(call: Call) -> None:
-    for index, what in ((12, "its past is quantised"), (13, "its past is quantised")):
-        if call.optional(index) is not None:
-            call.refuse(what)
+    if call.optional(12) is not None or call.optional(13) is not None:
+        call.refuse("its past is quantised")
     if call.attribute("sliding_window_cache", 0):
         call.refuse("its past is a sliding window")
     if call.wanted[3:] and call.wanted[3]:

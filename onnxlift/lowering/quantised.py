@@ -13,11 +13,11 @@ from onnx import TensorProto
 
 from onnxlift.functions import arange, cast, clip, maximum, minimum, reshape, shape_of, unsqueeze, where
 from onnxlift.integers import LOWERED, RANGES
+from onnxlift.lowering.fused import CONV, given, with_channels_first
 from onnxlift.lowering.table import MICROSOFT, Call, Lowering, lowering
 from onnxlift.tensor import Tensor, unary
 
 FLOAT8 = (TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E5M2FNUZ)
-Step = Callable[[Tensor], Tensor]
 
 
 def lowers_integers(*ops: str, domain: str = "") -> Callable[[Lowering], Lowering]:
@@ -107,9 +107,9 @@ def _range(call: Call, elem_type: int) -> tuple[int, int]:
     return RANGES[elem_type]
 
 
-def whole_numbers(call: Call, accumulated: Tensor, elem_type: int = TensorProto.INT32) -> Tensor:
+def whole_numbers(call: Call, accumulated: Tensor) -> Tensor:
     """Sums of integers, as an output that the model has as int32."""
-    call.emitter.integers.hold(accumulated.name, elem_type)
+    call.emitter.integers.hold(accumulated.name, TensorProto.INT32)
     return accumulated
 
 
@@ -193,21 +193,11 @@ def integer_convolution(
     """Conv of (x - z) and (w - z), with the attributes of the node; the padding is the zero point."""
     x = centred(call, call.input(0), x_zero)
     kernel = centred(call, w, w_zero, axis=0)
-    known = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
-    attributes = {name: value for name, value in call.attributes.items() if name in known}
-    if not call.attribute("channels_last", 0):
-        return call.emitter.op("Conv", x, kernel, bias, **attributes)
-    x, back = channels_first(call, x)
-    return back(call.emitter.op("Conv", x, kernel, bias, **attributes))
 
+    def convolve(x: Tensor) -> Tensor:
+        return call.emitter.op("Conv", x, kernel, bias, **given(call, CONV))
 
-def channels_first(call: Call, x: Tensor) -> tuple[Tensor, Step]:
-    """x of [N, places, C] as [N, C, places], and the way back."""
-    if x.shape is None:
-        call.refuse(f"the rank of {x.name!r} is unknown, whose channels are last")
-    rank = x.rank
-    forth, back = [0, rank - 1, *range(1, rank - 1)], [0, *range(2, rank), 1]
-    return call.emitter.op("Transpose", x, perm=forth), lambda y: call.emitter.op("Transpose", y, perm=back)
+    return with_channels_first(x, convolve) if call.attribute("channels_last", 0) else convolve(x)
 
 
 @lowers_integers("QLinearConv")

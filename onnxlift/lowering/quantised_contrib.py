@@ -13,10 +13,11 @@ from onnx import TensorProto
 
 from onnxlift.functions import cast, reduce_sum, reshape, shape_of, sigmoid, swap_last, unsqueeze, where
 from onnxlift.graph import Graph
+from onnxlift.lowering.fused import with_channels_first
+from onnxlift.lowering.fused_norms import layer_normalization
 from onnxlift.lowering.quantised import (
     as_float,
     centred,
-    channels_first,
     dynamic_range,
     integer_product,
     integer_type,
@@ -95,11 +96,11 @@ def qlinear_global_average_pool(call: Call) -> Tensor:
 
 
 def _pooled(call: Call, op: str, **attributes: object) -> Tensor:
-    x = dequantised(call, 0)
-    if not call.attribute("channels_last", 0):
+    def pool(x: Tensor) -> Tensor:
         return call.emitter.op(op, x, **attributes)
-    x, back = channels_first(call, x)
-    return back(call.emitter.op(op, x, **attributes))
+
+    x = dequantised(call, 0)
+    return with_channels_first(x, pool) if call.attribute("channels_last", 0) else pool(x)
 
 
 @lowers_integers("QLinearConcat", domain=MICROSOFT)
@@ -214,8 +215,7 @@ def q_embed_layer_normalization(call: Call) -> list[Tensor | None]:
         total = total + rows(4, 10, segments)
     gamma = centred(call, call.input(5), call.optional(16)) * one_number(number(call, 11))
     beta = centred(call, call.input(6), call.optional(17)) * one_number(number(call, 12))
-    epsilon = call.attribute("epsilon", 1e-12)
-    normal = call.emitter.op("LayerNormalization", total, gamma, beta, axis=-1, epsilon=epsilon)
+    normal = layer_normalization(call, total, gamma, beta)
     lengths = None
     if mask is not None and len(call.wanted) > 1 and call.wanted[1]:
         lengths = call.emitter.op("ReduceSum", mask, call.emitter.ints([1]), keepdims=0)
