@@ -65,6 +65,12 @@ def per_slice(node: Node, attribute: str, count: int) -> list[int]:
     return node.attrs.get(attribute) or [0] * count
 
 
+def order_of_states(node: Node, port: Ports) -> int:
+    """The direction in which states are stacked: that of the slices, which they meet, where outputs have one at all."""
+    backwards = all(per_slice(node, "scan_input_directions", len(port.slices)))
+    return int(backwards and "scan_output_directions" in node.attrs)
+
+
 def _pairs(a: Sequence[Handle], b: Sequence[Handle]) -> list[tuple[Handle, Handle]]:
     return list(zip(a, b, strict=False))
 

@@ -113,8 +113,8 @@ def _gru_cell(call: Call, side: Side, x: Tensor) -> tuple[list[Tensor], Step]:
     hidden, recurrent = side.hidden, swap_last(side.r)
     sizes = [2 * hidden, hidden]
 
-    def gates(argument: Tensor) -> tuple[Tensor, ...]:
-        return split(f(argument), [hidden, hidden], 1)
+    def gates(arguments: Tensor) -> tuple[Tensor, ...]:
+        return tuple(f(argument) for argument in split(arguments, [hidden, hidden], 1))
 
     if call.attribute("linear_before_reset", 0):
         bias: Tensor | None = None
@@ -146,17 +146,14 @@ def lstm_cell(call: Call, side: Side, x: Tensor) -> tuple[list[Tensor], Step]:
     peepholes = None if side.peepholes is None else split(side.peepholes, [hidden] * 3, 0)
 
     def step(h: Tensor, c: Tensor, given: Tensor) -> tuple[Tensor, ...]:
-        arguments = given + h @ recurrent
-        if peepholes is None:
-            gates, candidate = split(arguments, [3 * hidden, hidden], 1)
-            i, o, forget = split(f(gates), [hidden] * 3, 1)
-        else:
-            i, o, forget, candidate = split(arguments, [hidden] * 4, 1)
-            i, forget = f(i + peepholes[0] * c), f(forget + peepholes[2] * c)
-        c = (1 - i if coupled else forget) * c + i * g(candidate)
+        i, o, forget, candidate = split(given + h @ recurrent, [hidden] * 4, 1)
         if peepholes is not None:
-            o = f(o + peepholes[1] * c)
-        return o * to_output(c), c
+            i, forget = i + peepholes[0] * c, forget + peepholes[2] * c
+        i = f(i)
+        c = (1 - i if coupled else f(forget)) * c + i * g(candidate)
+        if peepholes is not None:
+            o = o + peepholes[1] * c
+        return f(o) * to_output(c), c
 
     return [side.from_inputs(x)], step
 
