@@ -4,10 +4,11 @@ VENV   ?= .venv
 
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := $(VENV)/.peers
 TYPES := build/types
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo experiments coverage test lint types format clean
+.PHONY: help setup demo experiments coverage bench test lint types format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -35,6 +36,14 @@ experiments: $(STAMP) ## repeat the experiments of the papers, draw their figure
 
 coverage: $(STAMP) ## run the node tests of the onnx package, write docs/coverage.md and docs/operators.md
 	$(BIN)/python docs/coverage.py
+
+$(PEERS): $(STAMP)
+	@echo "adding PyTorch, captum, shap and tangermeme to $(VENV): up to several GB, once"
+	@$(BIN)/python -m pip install -qq --editable '.[dev,bench]'
+	@touch $@
+
+bench: $(PEERS) ## measure speed and memory, write docs/benchmarks.md; CASES="resnet18 lstm" measures these
+	$(BIN)/python benchmarks/run.py $(CASES)
 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest -n auto

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,12 +15,13 @@ import onnxlift.rules  # noqa: F401 - fills the registry
 from onnxlift import registry
 from onnxlift.errors import Unsupported
 from onnxlift.flow import RANDOM, UNPASSABLE
+from onnxlift.kernels import KERNELS
 from onnxlift.lowering import MICROSOFT, table
 
 DOCS = Path(__file__).parent
-KERNELS = json.loads((DOCS / "cuda_kernels.json").read_text())
 
-FLOATS = [f"tensor({name})" for name in ("float16", "bfloat16", "float", "double")]
+FLOAT_KINDS = ("float16", "bfloat16", "float", "double")
+FLOATS = [f"tensor({name})" for name in FLOAT_KINDS]
 EXACT = {"linear", "movement"}
 """Rules of operators that are linear in each operand."""
 
@@ -48,7 +48,7 @@ it up to date. What happens to an operator between the explained inputs and the 
 * **none**: the operator has no float tensor among its inputs or its outputs, or is random.
 * **refused**: the model is refused if importance has to pass it, with this reason.
 
-*CUDA*: the float types of the kernel that ONNX Runtime {KERNELS["onnxruntime"]} has at opset {KERNELS["opset"]}, that
+*CUDA*: the float types of the kernel that ONNX Runtime {KERNELS.onnxruntime} has at opset {KERNELS.opset}, that
 of explainers; *yes* for a kernel of other types. *Tests*: how many tests explain the operator, of how many in which
 importance can flow ([coverage.md](coverage.md)).
 """
@@ -138,8 +138,11 @@ def tested() -> dict[str, str]:
 
 
 def _cuda(domain: str, op: str) -> str:
-    types = KERNELS["kernels"].get(domain or "ai.onnx", {}).get(op)
-    return "" if types is None else types.replace(" ", ", ") or "yes"
+    kernels = KERNELS.of(domain, op)
+    if not kernels:
+        return ""
+    taken = {name for kernel in kernels for name in (kernel["T"] if "T" in kernel else set().union(*kernel.values()))}
+    return ", ".join(kind for kind in FLOAT_KINDS if kind in taken) or "yes"
 
 
 def rows(domain: str) -> list[tuple[str, ...]]:

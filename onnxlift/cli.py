@@ -15,13 +15,14 @@ from typing import Any, NoReturn
 import click
 import onnx
 
-from onnxlift import cli_options, cli_reference, report
+from onnxlift import cli_options, cli_reference, report, report_placement
 from onnxlift.arrays import check_writable, read_arrays
 from onnxlift.cli_plot import plot_command
 from onnxlift.errors import OnnxliftError, OptionError
 from onnxlift.files import load
 from onnxlift.metadata import conserves, description
-from onnxlift.rewrite import inspect, rewrite_file
+from onnxlift.placement import cuda_placement
+from onnxlift.rewrite import inspect, rewrite_file, rewrite_in_place
 from onnxlift.runtime import CompletenessWarning, Explainer
 from onnxlift.session import CPU, Provider, cuda_without_tf32
 from onnxlift.verify import verify
@@ -120,7 +121,7 @@ def rewrite_command(
 @click.argument("model", metavar="EXPLAINER_OR_MODEL", type=_PATH)
 @click.argument("data", type=_PATH)
 @click.option("--out", required=True, type=_PATH, help="The .npz file to write.")
-@click.option("--batch-size", type=click.IntRange(1), help="How many samples run at once. [default: by their size]")
+@click.option("--batch-size", type=click.IntRange(1), help="How many samples run at once. [default: what is fastest]")
 @click.option(
     "--strict",
     is_flag=True,
@@ -198,24 +199,50 @@ def explain_command(
     return int(strict and complaint is not None)
 
 
-@main.command("inspect", short_help="Show which rule each node gets, and what has none.")
-@click.argument("model", type=_PATH)
+@main.command("inspect", short_help="Show which rule each node gets, and what has none; or what a GPU would not run.")
+@click.argument("model", metavar="MODEL", type=_PATH)
+@click.option(
+    "--provider",
+    type=click.Choice(["cuda"]),
+    help="Show instead which nodes of the explainer ONNX Runtime would not place on the GPU, and what it would copy. "
+    "No GPU is needed, and MODEL may be an explainer. Exit with 1 where it is more than shape arithmetic.",
+)
+@cli_options.TARGET
+@cli_options.REFERENCE
 @cli_options.PLANNING
+@cli_options.EMITTING
 @cli_options.PRINTING
-def inspect_command(model: Path, as_json: bool, verbose: bool, quiet: bool, **options: Any) -> None:
+def inspect_command(
+    model: Path, provider: str | None, as_json: bool, verbose: bool, quiet: bool, **options: Any
+) -> int:
     """Show which rule each node of MODEL gets, where importance stops, and which nodes have no rule.
 
     \b
     Examples:
       onnxlift inspect model.onnx --rule genomics
       onnxlift inspect model.onnx --json | jq .totals
+      onnxlift inspect model.onnx --provider cuda --shape x=8,3,224,224
     """
-    found = inspect(model, target="argmax", reference="zeros", **_chosen(None, options))
-    facts = report.inspection(found)
+    original = load(model, weights=False)
+    about = description(original)
+    chosen = {"target": "argmax", "reference": "zeros", **_chosen(None if about else original, options)}
+    if provider is None:
+        facts = report.inspection(inspect(model, **chosen))
+        if as_json:
+            report.print_json(facts)
+        else:
+            report.print_inspection(os.fspath(model), facts, quiet=quiet, verbose=verbose)
+        return 0
+    folder = model.resolve().parent
+    explainer = original if about else rewrite_in_place(original, folder, **chosen)
+    found = cuda_placement(explainer, folder)
     if as_json:
-        report.print_json(facts)
+        report.print_json(report_placement.placement(found))
     else:
-        report.print_inspection(os.fspath(model), facts, quiet=quiet, verbose=verbose)
+        report_placement.print_placement(
+            os.fspath(model), report_placement.placement(found), quiet=quiet, verbose=verbose
+        )
+    return int(not found.is_on_gpu)
 
 
 @main.command("verify", short_help="Check outputs, completeness and batches.")

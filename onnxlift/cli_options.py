@@ -12,20 +12,34 @@ from onnxlift import cli_reference
 from onnxlift.explainer import EMITS
 from onnxlift.one_hot import OneHot
 from onnxlift.plan import PROFILES, RULES
+from onnxlift.target import TargetSpec
 
 Command = Callable[..., Any]
 
 _TARGETS = ("argmax", "input", "weights")
 
 
-def _target(ctx: click.Context, param: click.Parameter, value: str | None) -> int | tuple[int, ...] | str | None:
-    if value is None or value in _TARGETS:
-        return value
+def _target(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> TargetSpec:
+    """A word, an index, or a list of those that were given; None where none was."""
+    if not values or (values[0] in _TARGETS and len(values) == 1):
+        return values[0] if values else None
+    indices = [_index(value) for value in values]
+    return indices if len(indices) > 1 else indices[0]
+
+
+def _index(value: str) -> int | tuple[int, ...]:
+    if value in _TARGETS:
+        raise click.BadParameter(f"{value!r} stands alone: several targets are indices")
     try:
         index = tuple(int(part) for part in value.split(","))
     except ValueError as error:
         raise click.BadParameter(f"{value!r} is no index such as 3 or 3,4 and none of {', '.join(_TARGETS)}") from error
     return index[0] if len(index) == 1 else index
+
+
+def _keep(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[str] | None:
+    """The names, none of them where the only one is empty; None where the option is not given."""
+    return [value for value in values if value] if values else None
 
 
 def _one_hot(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> OneHot:
@@ -50,6 +64,20 @@ def sizes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
             raise click.BadParameter(f"{value!r} is not like batch=4")
         found[name] = int(size)
     return found
+
+
+def _shapes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, tuple[int, ...]] | None:
+    """NAME=SIZE,SIZE, repeated; None where none is given."""
+    found = {}
+    for value in values:
+        name, _, sizes = value.rpartition("=")
+        try:
+            found[name] = tuple(int(size) for size in sizes.split(",") if sizes)
+        except ValueError as error:
+            raise click.BadParameter(f"{value!r} is not like x=8,3,224,224") from error
+        if not name:
+            raise click.BadParameter(f"{value!r} is not like x=8,3,224,224")
+    return found or None
 
 
 def _options(*options: Command) -> Callable[[Command], Command]:
@@ -94,12 +122,23 @@ PLANNING = _options(
         default=None,
         help="Step over a final Softmax or Sigmoid to its logits, or keep it. [default: step over]",
     ),
+    click.option(
+        "--shape",
+        "--shapes",
+        "shapes",
+        multiple=True,
+        callback=_shapes,
+        metavar="NAME=SIZE,...",
+        help="Fix the dynamic axes of this graph input, of its reference too, as in x=8,3,224,224; repeatable.",
+    ),
 )
 TARGET = click.option(
     "--target",
+    multiple=True,
     callback=_target,
     metavar="INDEX|argmax|input|weights",
-    help="Which neuron: an index after the batch axis (3, or 3,4), the largest, or one given at run time.",
+    help="Which neuron: an index after the batch axis (3, or 3,4), the largest, or one given at run time. Repeat an "
+    "index for several neurons in one run.",
 )
 REFERENCE = click.option("--reference", metavar="NAME|FILE", help=cli_reference.HELP)
 SEED = click.option(
@@ -118,6 +157,14 @@ EMITTING = _options(
         type=click.Choice(EMITS),
         help="What to give for each input; hypothetical: what every letter of a one-hot input would contribute; "
         "repeatable. [default: contributions]",
+    ),
+    click.option(
+        "--keep",
+        multiple=True,
+        callback=_keep,
+        metavar="NAME",
+        help="Return this output of the model, and of its others only those that are named as well; '' for none of "
+        "them: what only they need is not computed. [default: all]",
     ),
 )
 RUNNING = _options(

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnxlift.errors import OptionError
-from onnxlift.functions import cast, clip, concat, expand, reduce_mean, reduce_sum, reshape, shape_of
+from onnxlift.functions import cast, clip, expand, reduce_sum, shape_of, unsqueeze
 from onnxlift.graph import Handle
 from onnxlift.one_hot import centred, hypothetical, off_constraint
 from onnxlift.plan import Preset
-from onnxlift.reference import PAIRS, Crossed
+from onnxlift.rows import TARGETS
 from onnxlift.signed import Multiplier
 from onnxlift.site import Value
 from onnxlift.target import weighted_sum
@@ -27,7 +27,7 @@ EMITS = ("contributions", "multipliers", "hypothetical", "reference_outputs")
 
 @dataclass(frozen=True)
 class Seed:
-    """The target's weights: with the batch of the model, and lifted to the pairs of samples and references."""
+    """The target's weights: with the batch of the model (or a row for each target), and among all rows of the walk."""
 
     weights: Tensor
     lifted: Tensor
@@ -36,7 +36,7 @@ class Seed:
 class Results:
     """The outputs of an explainer, taken from a finished walk.
 
-    `value`: the tensors at the input and at the reference. `lift` brings a multiplier of the walk to their batch.
+    `value`: the tensors at the input and at the reference. `lift` brings a multiplier of the walk to their rows.
     `batch_axes`: where attributed tensors have the batch axis; none where the model has none.
     `one_hot`: the channel axis of attributed tensors, by name. `normalized`: with the weights of LIFTPAD eq. 20.
     """
@@ -64,6 +64,8 @@ class Results:
         self.normalized = normalized
         self.batched = batch_axes is not None
         self.batch_axes = batch_axes or {}
+        self.rows = value.runs.rows
+        self.targets = self.rows is not None and TARGETS in self.rows.factors
 
     def write(self, originals: Sequence[str], emit: Sequence[str], expose: Sequence[str]) -> None:
         """Make them the graph's outputs: the model's own first, under their own names."""
@@ -77,7 +79,7 @@ class Results:
             if "multipliers" in emit:
                 results[f"{name}_multipliers"] = self.mean_multiplier(name)
         results.update({f"{name}_hypothetical": tensor for name, tensor in hypothetical.items()})
-        if "reference_outputs" in emit:
+        if "reference_outputs" in emit and self.value.runs.has_outputs:
             at_r = self.value.runs.at_r
             for name in originals:
                 if f"{name}_reference" in results:
@@ -107,12 +109,8 @@ class Results:
         return m
 
     def mean_multiplier(self, name: str) -> Tensor:
-        """A multiplier as it is emitted, averaged over references; a gradient has none."""
-        m = self.multiplier(name).mean
-        if self.preset.at == "input":
-            m.shape = self.emitter.tensor(name).shape
-            return m
-        return self.mean(self.lift(m), name)
+        """A multiplier as it is emitted, averaged over references."""
+        return self.mean(self.lift(self.multiplier(name).mean), name)
 
     def contributions(self, name: str, hypothetical: Tensor | None = None) -> Tensor:
         """c = m d (LIFTPAD eq. 3), part by part, averaged over references; or the multiplier, if that is the score.
@@ -131,7 +129,8 @@ class Results:
         if hypothetical is None:
             return self.mean(c, name)
         unknown = 1 - reduce_sum(value.x, [self.one_hot[name]])
-        return self.emitter.tensor(name) * hypothetical + self.mean(unknown * c, name)
+        x = self.emitter.tensor(name)
+        return (unsqueeze(x, [1]) if self.targets else x) * hypothetical + self.mean(unknown * c, name)
 
     def hypothetical(self, name: str) -> Tensor:
         """What every letter would contribute at every position (METHOD 8), averaged over references."""
@@ -146,8 +145,8 @@ class Results:
     def exposed(self, name: str) -> dict[str, Tensor]:
         """An internal tensor's multiplier and contributions; m+ and m- too, where they differ."""
         m = self.multiplier(name)
-        if self.value.runs.crossed is not None:  # the mean over references takes the name
-            self.graph.rename(m.mean.handle, self.graph.unused(f"{name}/multiplier/{PAIRS}"))
+        if self.rows is not None:  # what is made of them for each sample takes the name
+            self.graph.rename(m.mean.handle, self.graph.unused(f"{name}/multiplier/{self.rows.symbol}"))
         results = {
             f"{name}/contributions": self.contributions(name),
             f"{name}/multiplier": self.mean_multiplier(name),
@@ -158,32 +157,36 @@ class Results:
         return results
 
     def completeness(self, contributions: dict[str, Tensor]) -> dict[str, Tensor]:
-        """t(x), t(r) and t(x) - t(r) - sum of contributions: per sample, or a scalar without a batch axis."""
+        """t(x), t(r) and t(x) - t(r) - sum of contributions: per sample (and target), or a scalar without a batch."""
         target = self.walk.flow.target
-        t_x = weighted_sum(self.emitter.tensor(target), self.seed.weights, self.batched)
-        t_r = self.per_sample(weighted_sum(self.value(target).r, self.seed.lifted, self.batched), t_x)
+        y = self.emitter.tensor(target)
+        if self.targets:
+            y = unsqueeze(y, [1])
+        t_x = weighted_sum(y, self.seed.weights, int(self.batched) + int(self.targets))
+        t_r = self.per_sample(weighted_sum(self.value(target).r, self.seed.lifted, int(self.batched)), t_x)
         gap = t_x - t_r
         for name, c in contributions.items():
-            axes = [axis for axis in range(self.value(name).rank) if axis != self.batch_axes.get(name)]
+            kept = {self.batch_axes.get(name), 1 if self.targets else None}
+            axes = [axis for axis in range(self.value(name).rank + int(self.targets)) if axis not in kept]
             gap = gap - reduce_sum(cast(c, t_x.dtype), axes, keepdims=False)
         gap.shape = t_x.shape
         return {TARGET_OUTPUT: t_x, TARGET_REFERENCE: t_r, GAP: gap}
 
     def mean(self, tensor: Tensor, name: str) -> Tensor:
-        """The mean over references of something shaped like a tensor of the model: [N * K, ...] -> [N, ...]."""
-        model, crossed = self.emitter.tensor(name), self.value.runs.crossed
-        if crossed is not None:
-            rest = [shape_of(model, 1)] if model.rank > 1 else []
-            tensor = mean_over_references(tensor, crossed, rest)
-        tensor.shape = model.shape
+        """The mean over references of something shaped like a tensor of the model: [N * K * T, ...] -> [N, T, ...]."""
+        shape = self.emitter.tensor(name).shape
+        if self.rows is not None:
+            tensor = self.rows.mean(tensor)
+            targets = [factor.dim for axis, factor in self.rows.factors.items() if axis == TARGETS]
+            shape = None if shape is None else (*shape[:1], *targets, *shape[1:])
+        tensor.shape = shape
         return tensor
 
     def per_sample(self, t_r: Tensor, t_x: Tensor) -> Tensor:
-        """t(r) per sample: averaged over references, or one value for all samples."""
-        runs = self.value.runs
-        if runs.crossed is not None:
-            t_r = mean_over_references(t_r, runs.crossed, [])
-        elif runs.pairing.thin:
+        """t(r) per sample (and target): averaged over references, or one value for all samples."""
+        if self.rows is not None:
+            t_r = self.rows.mean(t_r)
+        elif self.value.runs.pairing.thin:
             t_r = expand(t_r, shape_of(t_x))
         t_r.shape = t_x.shape
         return t_r
@@ -200,13 +203,6 @@ class Results:
         handle = self.graph.variable(name, tensor.dtype, tensor.shape)
         self.graph.node("Identity", [tensor.handle], [handle], {}, name=name)
         return handle
-
-
-def mean_over_references(tensor: Tensor, crossed: Crossed, rest: Sequence[Tensor]) -> Tensor:
-    """[N * K, ...] -> [N, K, ...] -> [N, ...]; `rest` is the run-time shape behind the batch."""
-    wide = reshape(tensor, concat([crossed.samples, crossed.references, *rest], axis=0))
-    wide.shape = (None, None, *(tensor.shape or ())[1:])
-    return reduce_mean(wide, [1], keepdims=False)
 
 
 def finite(x: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from onnxlift.explainer import GAP, TARGET_OUTPUT, TARGET_REFERENCE
 class Explanation:
     """What an explainer computed for N samples; where the model has no batch axis, `[N]` is a scalar.
 
+    Of a list of T targets, whatever is told of a target has an axis for them behind the batch: `[N, T]`, `[N, T, ...]`.
+
     Attributes:
         contributions: by attributed tensor, shape and dtype of that tensor. Of the rules "gradient", "guided-backprop"
             and "deconvnet" they are the multipliers.
@@ -54,10 +56,10 @@ class Explanation:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(gap == 0, 0, gap / difference)
 
-    def total(self, sample: int) -> float:
-        """The sum of |contribution| of one sample."""
-        arrays = self.contributions.values()
-        rows = (array[sample] if self.gap.ndim and array.shape[:1] == self.gap.shape else array for array in arrays)
+    def total(self, place: tuple[int, ...]) -> float:
+        """The sum of |contribution| at one place of `gap`: of a sample, or of a target of it."""
+        arrays, lead = self.contributions.values(), self.gap.shape
+        rows = (array[place] if lead and array.shape[: len(lead)] == lead else array for array in arrays)
         return sum(float(np.abs(row).sum(dtype=np.float64)) for row in rows)
 
     def arrays(self) -> dict[str, Array]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from onnxlift.arrays import Array
+from onnxlift.batching import Tile
 from onnxlift.errors import DataError, shown
 from onnxlift.metadata import must_be_one_hot
 from onnxlift.shuffling import check_one_hot
@@ -52,7 +53,8 @@ class Feed:
     """Arrays ready to run, by graph input. `split` names those whose leading axis counts the `samples`.
 
     `samples` is None where there is no batch axis; `references` is K. `built`: graph inputs that are made when their
-    samples run, by a function of the first and the last sample (exclusive).
+    samples run, by a function of the first and the last sample (exclusive). `along`: the axis that counts references,
+    of the inputs that can be given some of them at a time.
     """
 
     arrays: Mapping[str, Array]
@@ -60,17 +62,27 @@ class Feed:
     samples: int | None
     references: int
     built: Mapping[str, Callable[[int, int], Array]] = field(default_factory=dict)
+    along: Mapping[str, int] = field(default_factory=dict)
 
-    def chunks(self, size: int, fixed: bool) -> Iterator[tuple[int, int, dict[str, Array]]]:
-        """Start, stop and the split arrays of each chunk; `fixed`: the last one repeats its last row up to `size`."""
-        for start in range(0, self.samples or 1, size):
-            stop = min(start + size, self.samples or 1)
-            rows = {name: self.arrays[name][start:stop] for name in self.split - self.built.keys()}
-            rows |= {name: build(start, stop) for name, build in self.built.items()}
-            if fixed and stop - start < size:
-                index = np.minimum(np.arange(size), stop - start - 1)
-                rows = {name: array[index] for name, array in rows.items()}
-            yield start, stop, {name: np.ascontiguousarray(array) for name, array in rows.items()}
+    def rows(self, tile: Tile, fixed: int | None) -> dict[str, Array]:
+        """The split arrays of a tile, contiguous; with `fixed`, their last row is repeated up to that many."""
+        rows = {name: self.arrays[name][tile.start : tile.stop] for name in self.split - self.built.keys()}
+        rows |= {name: build(tile.start, tile.stop) for name, build in self.built.items()}
+        samples = tile.stop - tile.start
+        if fixed is not None and samples < fixed:
+            index = np.minimum(np.arange(fixed), samples - 1)
+            rows = {name: array[index] for name, array in rows.items()}
+        return {name: np.ascontiguousarray(self._of(tile, name, array)) for name, array in rows.items()}
+
+    def common(self, tile: Tile) -> dict[str, Array]:
+        """The other arrays: those of all samples that have the tile's references."""
+        return {name: self._of(tile, name, self.arrays[name]) for name in self.arrays.keys() - self.split}
+
+    def _of(self, tile: Tile, name: str, array: Array) -> Array:
+        """The references of a tile."""
+        if name not in self.along:
+            return array
+        return array[(slice(None),) * self.along[name] + (slice(tile.first, tile.last),)]
 
 
 class Intake:
@@ -140,7 +152,11 @@ class Intake:
         if samples is None:
             arrays |= {name: build(0, 1)[0] for name, build in built.items()}
             built = {}
-        return Feed(arrays, frozenset(split), samples, self._references(arrays), built)
+        axis = {"shared": 0, "grouped": 1}.get(self._about["reference"])
+        along: dict[str, int] = {}
+        if axis is not None:
+            along = {port.name: axis for port in self.of_role("reference") if isinstance(port.shape[axis], str)}
+        return Feed(arrays, frozenset(split), samples, self._references(arrays), built, along)
 
     def _made(self, arrays: Mapping[str, Array]) -> list[Port]:
         """The inputs whose references are to be made: all, where the metadata say how and none is given."""
@@ -241,7 +257,7 @@ class Intake:
                 raise DataError(f"input {port.name!r} has no references: its shape is {list(shape)}")
             wanted[lead:] = arrays[port.of].shape[min(lead, 1) :]
             first = arrays[f"{self.given[0]}_reference"].shape
-            if 0 < lead <= len(first):
+            if 0 < lead <= len(first) and not isinstance(port.shape[lead - 1], int):
                 wanted[lead - 1] = first[lead - 1]
         if samples is not None:
             wanted[0] = samples

@@ -177,8 +177,21 @@ def arange(count: Tensor) -> Tensor:
     emitter = count.emitter
     if count.value is not None:
         return emitter.ints(range(int(count.value.item())))
-    zero, one = (emitter.constant(number, INT64) for number in (0, 1))
+    zero, one = (emitter.constant(number, INT64, host=True) for number in (0, 1))
     return emitter.op("Range", zero, reshape(count, []), one, shape=(None,))
+
+
+def amount(extent: Tensor, dtype: np.dtype[Any]) -> Tensor:
+    """An extent (int64, one element) as a scalar of a float type, to compute with.
+
+    Extents are on the CPU also where a graph runs on a GPU, and a Cast would stay there with them, its result copied in
+    every run. Range reads on the CPU and writes on the GPU: [extent], the numbers from it up to the next.
+    """
+    if extent.value is not None:
+        return extent.emitter.constant(extent.value.item(), dtype)
+    start, one = reshape(extent, []), extent.emitter.constant(1, INT64, host=True)
+    stop = extent.emitter.op("Add", start, one, shape=())
+    return cast(reshape(extent.emitter.op("Range", start, stop, one, shape=(1,)), []), dtype)
 
 
 def gather_elements(x: Tensor, places: Tensor, axis: int) -> Tensor:

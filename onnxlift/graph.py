@@ -166,6 +166,31 @@ class Graph:
         self.tensors[handle.name] = handle
         return handle
 
+    @staticmethod
+    def unplaced(
+        op: str, inputs: Sequence[Handle], attributes: Mapping[str, Any], name: str, outputs: Sequence[Handle] = ()
+    ) -> Node:
+        """A node for `replace`."""
+        return gs.Node(op=op, name=name, attrs=dict(attributes), inputs=list(inputs), outputs=list(outputs))
+
+    def replace(self, pairs: Sequence[tuple[Sequence[Node], Sequence[Node]]]) -> None:
+        """Put nodes of `unplaced` where the last of others was, of which they take over the first output."""
+        places = {id(gone[-1]): made for gone, made in pairs}
+        removed = {id(node) for gone, _ in pairs for node in gone}
+        for gone, made in pairs:
+            output = gone[-1].outputs[0]
+            for node in gone:
+                for handle in node.outputs:
+                    self.tensors.pop(handle.name, None)
+                node.inputs.clear()
+                node.outputs.clear()
+            made[-1].outputs.append(output)
+            self.tensors.update((handle.name, handle) for node in made for handle in node.outputs)
+        placed: list[Node] = []
+        for node in self._graph.nodes:
+            placed += places.get(id(node), ()) if id(node) in removed else [node]
+        self._graph.nodes, self.nodes = placed, list(placed)
+
     def node(
         self,
         op: str,
@@ -291,8 +316,9 @@ class Graph:
                 del node.outputs[k]
                 del body.outputs[k + (node.op == "Loop")]
                 for attribute in ("scan_output_axes", "scan_output_directions"):
-                    if node.attrs.get(attribute):
-                        node.attrs[attribute] = [v for i, v in enumerate(node.attrs[attribute]) if i != k - states]
+                    left = [v for i, v in enumerate(node.attrs.pop(attribute, None) or ()) if i != k - states]
+                    if left:  # an empty list cannot be written
+                        node.attrs[attribute] = left
             Body(self, body)._prune()
 
     def _hide_types(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from onnxlift.protobuf import integer_attribute
 
@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 _DEFAULTS = {("", "STFT"): ("onesided", 1), ("", "MeanVarianceNormalization"): ("axes", [0, 2, 3])}
 """Attributes for which onnx's shape inference has another default than its documentation."""
 
+_HALVES = frozenset((TensorProto.FLOAT16, TensorProto.BFLOAT16))
+_INTEGERS = frozenset((TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32))
+"""Integers that ArgMax takes and float64 holds exactly."""
+
 
 class Idioms:
-    """The part of the type pass that changes nodes in place, before their types are inferred."""
+    """The part of the type pass that changes nodes, before their types are inferred."""
 
     def __init__(self, types: TypePass) -> None:
         self._types = types
@@ -49,3 +53,52 @@ class Idioms:
             if room % strides[axis] and whole * strides[axis] < extent + pads[axis]:
                 return  # a last, partial window that starts inside
         next(attribute for attribute in node.attribute if attribute.name == "ceil_mode").i = 0
+
+    def replace(self, node: NodeProto) -> bool:
+        """Visit others in place of a node that is idle or that the CUDA provider lacks; False where it is neither."""
+        kind = "" if node.domain else node.op_type
+        if kind == "ReduceSum":
+            return self._sum_nothing(node)
+        if kind == "Cast":
+            return self._cast_first(node)
+        if kind in ("ArgMax", "ArgMin") and self._types.elem_type(node.input[0]) in _INTEGERS:
+            return self._search_floats(node)
+        return False
+
+    def _sum_nothing(self, node: NodeProto) -> bool:
+        """A sum over a list of axes that is empty, and means none."""
+        axes = self._types.value(node.input[1]) if len(node.input) > 1 else None
+        if axes is None or axes.size or not integer_attribute(node, "noop_with_empty_axes", 0):
+            return False
+        self._types.visit_as_it_is(helper.make_node("Identity", node.input[:1], node.output, node.name))
+        return True
+
+    def _cast_first(self, node: NodeProto) -> bool:
+        """Cast(Transpose(x)) of half precision -> Transpose(Cast(x)).
+
+        ONNX Runtime 1.31 cannot load a MatMul of the former with its CUDA provider: in trying to fuse the three it
+        leaves a Cast behind that has no version.
+        """
+        types = self._types
+        if types.elem_type(node.input[0]) not in _HALVES or not types.varies(node):
+            return False
+        moved = next((maker for maker in reversed(types.nodes) if node.input[0] in maker.output), NodeProto())
+        if moved.op_type != "Transpose" or moved.domain:
+            return False
+        wide = types.name(f"{node.output[0]}_first")
+        for maker, source, name in ((node, moved.input[0], wide), (moved, wide, node.output[0])):
+            attributes = NodeProto(attribute=maker.attribute).attribute
+            types.visit_as_it_is(
+                NodeProto(op_type=maker.op_type, name=name, input=[source], output=[name], attribute=attributes)
+            )
+        return True
+
+    def _search_floats(self, node: NodeProto) -> bool:
+        """ArgMax of integers -> ArgMax of the same numbers in float64."""
+        types = self._types
+        if not types.varies(node):
+            return False
+        wide = types.name(f"{node.input[0]}_float64")
+        types.visit_as_it_is(helper.make_node("Cast", [node.input[0]], [wide], wide, to=TensorProto.DOUBLE))
+        node.input[0] = wide
+        return False

@@ -46,7 +46,9 @@ def must_be_one_hot(about: Mapping[str, Any]) -> dict[str, int]:
 def explains(about: Mapping[str, Any]) -> str:
     """One line that says what an explainer with this metadata explains, and how."""
     target, over = about["target"], about.get("stepped_over")
-    if isinstance(target, list):
+    if about.get("targets") is not None:
+        neuron = f"neurons {', '.join(str(index[0] if len(index) == 1 else index) for index in target)} of "
+    elif isinstance(target, list):
         neuron = f"neuron {target[0] if len(target) == 1 else target} of "
     else:
         neuron = {

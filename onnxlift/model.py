@@ -13,6 +13,7 @@ from onnx import (
     ModelProto,
     NodeProto,
     TensorProto,
+    TypeProto,
     ValueInfoProto,
     checker,
     helper,
@@ -65,7 +66,14 @@ def _nothing(node: NodeProto, types: TypePass) -> bool:
     return False
 
 
-def normal_form(model: ModelProto, *, folder: Path | None = None, replace: Replace = _nothing) -> ModelProto:
+def normal_form(
+    model: ModelProto,
+    *,
+    folder: Path | None = None,
+    replace: Replace = _nothing,
+    sizes: Mapping[str, int] | None = None,
+    own_axes: bool = False,
+) -> ModelProto:
     """A new model that computes the same, in this form (`model` is not changed):
 
      1. no local functions, no unused opset imports;
@@ -89,20 +97,24 @@ def normal_form(model: ModelProto, *, folder: Path | None = None, replace: Repla
 
     `folder`: where external data lies, for a model loaded with weights=False: small tensors are then read.
     `replace`: may put other nodes in the place of one that depends on an input (onnxlift/lowering).
+    `sizes`: numbers for symbols in the shapes of the inputs, as 7. names them. `own_axes`: the model is an explainer,
+    whose own axes keep their symbols.
     Raises ModelError: cycles, undefined or doubly defined tensors, operators or types that opset 21 cannot
     express, and whatever else onnx finds broken.
     """
     try:
-        return _normal_form(model, folder, replace)
+        return _normal_form(model, folder, replace, sizes or {}, own_axes=own_axes)
     except _BROKEN as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"The model cannot be brought to normal form: {reason}. Export it again.") from error
 
 
-def _normal_form(model: ModelProto, folder: Path | None, replace: Replace) -> ModelProto:
+def _normal_form(
+    model: ModelProto, folder: Path | None, replace: Replace, sizes: Mapping[str, int], *, own_axes: bool
+) -> ModelProto:
     if folder is not None:
         model = with_small_tensors(model, folder)
-    work, weights = _skeleton(model)
+    work, weights = _skeleton(model, sizes, own_axes=own_axes)
     if work.functions:
         work = inline(work)
         separate_names(work)
@@ -114,7 +126,7 @@ def _normal_form(model: ModelProto, folder: Path | None, replace: Replace) -> Mo
         hoist_constants(work.graph)
         sort(work.graph)
     values = (*model.graph.value_info, *model.graph.output)
-    declared = {value.name: value.type for value in values if value.HasField("type")}
+    declared = {value.name: _sized(value.type, sizes) for value in values if value.HasField("type")}
     walk = TypePass(work, declared, weights, replace)
     walk.run()
     _write_computation(work, walk)
@@ -125,7 +137,19 @@ def _normal_form(model: ModelProto, folder: Path | None, replace: Replace) -> Mo
     return work
 
 
-def _skeleton(model: ModelProto) -> tuple[ModelProto, dict[str, TensorProto]]:
+def _sized(type_: TypeProto, sizes: Mapping[str, int]) -> TypeProto:
+    """A type in which these symbols are numbers."""
+    result = TypeProto()
+    result.CopyFrom(type_)
+    for dim in result.tensor_type.shape.dim if result.HasField("tensor_type") else ():
+        if dim.dim_param in sizes:
+            dim.dim_value = sizes[dim.dim_param]
+    return result
+
+
+def _skeleton(
+    model: ModelProto, sizes: Mapping[str, int], *, own_axes: bool
+) -> tuple[ModelProto, dict[str, TensorProto]]:
     """A copy of the computation in which weights are stand-in graph inputs, and those weights by name."""
     graph = model.graph
     work = ModelProto(ir_version=BASE_IR, opset_import=model.opset_import, functions=model.functions)
@@ -143,7 +167,10 @@ def _skeleton(model: ModelProto) -> tuple[ModelProto, dict[str, TensorProto]]:
     constants |= take_constants(work.graph)
     work.graph.input.extend(value for value in graph.input if value.name not in constants)
     work.graph.output.extend(graph.output)
-    name_dims(work.graph.input)
+    if not own_axes:
+        name_dims(work.graph.input)
+    for value in work.graph.input:
+        value.type.CopyFrom(_sized(value.type, sizes))
     weights = {}
     for name, tensor in constants.items():
         if is_small(tensor) and not is_external(tensor):
@@ -220,3 +247,21 @@ def _write_weights(work: ModelProto, weights: Mapping[str, TensorProto]) -> None
     for name, tensor in weights.items():
         if name in used:
             add_initializer(graph, name, tensor)
+
+
+def tensor_types(model: ModelProto, folder: Path | None = None) -> dict[str, TypeProto]:
+    """The type of every tensor of an explainer, those inside of bodies included.
+
+    `folder`: where external data lies, for a model loaded without weights. Raises ModelError as `normal_form`.
+    """
+    try:
+        if folder is not None:
+            model = with_small_tensors(model, folder)
+        work, weights = _skeleton(model, {}, own_axes=True)
+        hoist_constants(work.graph)
+        sort(work.graph)
+        walk = TypePass(work, {}, weights, _nothing)
+        walk.run()
+    except _BROKEN as error:
+        raise ModelError(f"The model cannot be typed: {' '.join(str(error).split())}.") from error
+    return walk.types

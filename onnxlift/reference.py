@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 import numpy as np
 
@@ -17,16 +18,17 @@ from onnxlift.flow import RANDOM, Flow, ancestors, names
 from onnxlift.functions import concat, expand, reduce_sum, reshape, shape_of, unsqueeze
 from onnxlift.graph import Dim, Graph, Shape
 from onnxlift.replay import Lead, replay
+from onnxlift.rows import REFERENCES, SAMPLES, TARGETS, Crossed, Factor, RowEmitter, Rows, lead_of, rest_of
 from onnxlift.site import Pairing
 from onnxlift.spec import parse
 from onnxlift.tensor import Array, Emitter, Tensor
 
 ReferenceSpec = str | Mapping[str, Array]
 
-REFERENCES = "references"
-"""The symbol of the axis that counts references (K)."""
 PAIRS = "pairs"
 """The symbol of an axis that counts pairs of a sample and a reference of its own (N * K)."""
+ROWS = "rows"
+"""The symbol of an axis that counts pairs and targets (N * K * T)."""
 
 
 @dataclass(frozen=True)
@@ -41,57 +43,23 @@ class Runs:
     """The model at the input and at the reference: tensor name -> tensor; and how their batches meet.
 
     A name that is missing from `at_x` is the model's own tensor, one missing from `at_r` is the same as at x.
-    `crossed`: the N * K pairs that contributions are averaged over; None where every sample has one reference.
+    `rows`: of the walk back, by reference and target; None where every sample has one of each.
     `stated`: the reference as it was given, of attributed tensors whose run starts from `on_constraint` of it.
+    `has_outputs`: whether `at_r` has the outputs of the model with a row for every reference, and none for targets.
     """
 
     at_x: Mapping[str, Tensor]
     at_r: Mapping[str, Tensor]
     pairing: Pairing
-    crossed: Crossed | None = None
+    rows: Rows | None = None
     stated: Mapping[str, Tensor] = field(default_factory=dict)
+    has_outputs: bool = True
 
 
 class Thin(Pairing):
     """One reference for all samples: values at the reference have one row, which broadcasts."""
 
     thin = True
-
-
-class Crossed(Pairing):
-    """K references for N samples: both are brought to N * K rows, sample-major, where a rule asks for a value.
-
-    `grouped`: every sample has K references of its own, so that the reference run has N * K rows already.
-    """
-
-    def __init__(self, batch: Dim, samples: Tensor, references: Tensor, grouped: bool) -> None:
-        self.batch = batch
-        self.samples = samples
-        self.references = references
-        self.grouped = grouped
-
-    def x(self, tensor: Tensor) -> Tensor:
-        return repeat_rows(tensor, self.references) if self._leads(tensor, self.batch) else tensor
-
-    def r(self, tensor: Tensor) -> Tensor:
-        if self.grouped or not self._leads(tensor, REFERENCES):
-            return tensor
-        ones = tensor.emitter.ints([1] * (tensor.rank - 1))
-        shape = (PAIRS, *rest_of(tensor))
-        return tensor.emitter.op("Tile", tensor, concat([self.samples, ones], axis=0), shape=shape)
-
-    def shape(self, tensor: Tensor) -> Shape:
-        return (PAIRS, *rest_of(tensor)) if self._leads(tensor, self.batch) else tensor.shape
-
-    def run_shape(self, tensor: Tensor) -> Tensor:
-        if not self._leads(tensor, self.batch):
-            return shape_of(tensor)
-        rows = self.samples * self.references
-        return concat([rows, shape_of(tensor, 1)], axis=0) if tensor.rank > 1 else rows
-
-    @staticmethod
-    def _leads(tensor: Tensor, symbol: Dim) -> bool:
-        return bool(tensor.shape) and tensor.shape[0] == symbol  # type: ignore[index]
 
 
 def repeat_rows(tensor: Tensor, times: Tensor) -> Tensor:
@@ -126,36 +94,27 @@ def are_several(spec: ReferenceSpec | Filled) -> bool:
 
 
 def run_twice(
-    emitter: Emitter,
+    emitter: RowEmitter,
     flow: Flow,
     given: Sequence[str],
     batch: Batch | None,
     spec: ReferenceSpec | Filled,
     wanted: Sequence[str],
     constrained: Mapping[str, int],
+    targets: int | None = None,
 ) -> Runs:
     """Emit the run of the model at the reference (and, where batches cannot meet otherwise, a tiled one at x).
 
     `spec`: "paired", "shared", "grouped", numbers to fill in, or arrays to store. `wanted`: the tensors to run for, the
     target among them. `constrained`: the axis along which an attributed tensor sums to 1, for those whose weights are
-    to be normalised.
+    to be normalised. `targets`: how many are explained at once; None where it is one, with no axis for it.
     """
     graph = emitter.graph
     model_inputs = graph.inputs
     inputs = {name: emitter.tensor(name) for name in given}
     several = spec in ("shared", "grouped") or (batch is not None and are_several(spec))
-    if several and (batch is None or not isinstance(batch.dim, str)):
-        raise OptionError(
-            "several references need a batch axis of unknown size in front of every input and of the explained "
-            f"tensor, but input {given[0]!r} has shape {list(inputs[given[0]].shape or ())}: export the model with a "
-            "dynamic batch axis, or use reference='paired' and average over calls"
-        )
-    behind = [name for name, axis in batch.axes.items() if axis] if several and batch else []
-    if behind:
-        raise OptionError(
-            f"several references need the batch in front of what is attributed to, but {behind[0]!r} has the shape "
-            f"{shown(graph.shape(graph.tensors[behind[0]]) or ())}: use reference='paired' and average over calls"
-        )
+    if several or targets is not None:
+        _check_led("several references" if several else "several targets", graph, inputs, batch)
     if spec != "paired":
         _check_repeatable(graph, flow)
     match spec:
@@ -175,10 +134,9 @@ def run_twice(
             at_r = {name: emitter.wrap(graph.constant(f"{name}_reference", arrays[name])) for name in given}
         case _:
             raise AssertionError(f"not a reference of a graph: {spec!r}")
-    if several:
+    if several or targets is not None:
         assert batch is not None
-        grouped = spec == "grouped"
-        return _several(emitter, flow, wanted, model_inputs, inputs, at_r, batch, grouped, constrained)
+        return _several(emitter, flow, wanted, model_inputs, inputs, at_r, batch, spec, several, targets, constrained)
     if spec != "paired":
         if batch is not None and batch.led:
             run, stated = _reference_run(emitter, flow, wanted, at_r, constrained, Lead(batch.dim, 1))
@@ -188,35 +146,71 @@ def run_twice(
     return Runs({}, run, Pairing(), stated=stated)
 
 
+def _check_led(what: str, graph: Graph, inputs: Mapping[str, Tensor], batch: Batch | None) -> None:
+    """Raise OptionError where rows cannot be added to the batch."""
+    first = next(iter(inputs))
+    instead = "use reference='paired' and average over calls" if "references" in what else "choose one target at a time"
+    if batch is None or not isinstance(batch.dim, str):
+        raise OptionError(
+            f"{what} need a batch axis of unknown size in front of every input and of the explained tensor, but input "
+            f"{first!r} has shape {list(inputs[first].shape or ())}: export the model with a dynamic batch axis, or "
+            f"{instead}"
+        )
+    behind = [name for name, axis in batch.axes.items() if axis]
+    if behind:
+        raise OptionError(
+            f"{what} need the batch in front of what is attributed to, but {behind[0]!r} has the shape "
+            f"{shown(graph.shape(graph.tensors[behind[0]]) or ())}: {instead}"
+        )
+
+
 def _several(
-    emitter: Emitter,
+    emitter: RowEmitter,
     flow: Flow,
     wanted: Sequence[str],
     model_inputs: Sequence[str],
     inputs: Mapping[str, Tensor],
     at_r: Mapping[str, Tensor],
     batch: Batch,
-    grouped: bool,
+    spec: ReferenceSpec | Filled,
+    several: bool,
+    targets: int | None,
     constrained: Mapping[str, int],
 ) -> Runs:
-    """K references: cross the two runs lazily where samples stay apart, else run the model on tiled inputs."""
-    first = next(iter(inputs))
-    samples = shape_of(inputs[first], 0, 1)
-    references = shape_of(at_r[first], 1, 2) if grouped else shape_of(at_r[first], 0, 1)
-    crossed = Crossed(batch.dim, samples, references, grouped)
-    if grouped:
-        at_r = {name: _merge_rows(r) for name, r in at_r.items()}
-    for r in at_r.values():
-        r.shape = (PAIRS if grouped else REFERENCES, *rest_of(r))
-    if batch.led:
+    """K references or T targets: place the two runs where samples stay apart, else run the model on tiled inputs."""
+    first, grouped = next(iter(inputs)), spec == "grouped"
+    factors = {SAMPLES: Factor(batch.dim, shape_of(inputs[first], 0, 1))}
+    if several:
+        factors[REFERENCES] = Factor(REFERENCES, shape_of(at_r[first], int(grouped), int(grouped) + 1))
+    if targets is not None:
+        factors[TARGETS] = Factor(targets, emitter.ints([targets]))
+    rows = Rows(emitter, PAIRS if targets is None else ROWS, factors)
+    lead: Dim = batch.dim if spec == "paired" else 1
+    if several:
         lead = PAIRS if grouped else REFERENCES
+        at_r = {name: _merge_rows(r) for name, r in at_r.items()} if grouped else at_r
+    for r in at_r.values():
+        r.shape = (lead, *rest_of(r))
+    leads = {batch.dim: (SAMPLES,), REFERENCES: (REFERENCES,), PAIRS: (SAMPLES, REFERENCES)}
+    crossed = Crossed(rows, leads if several else {batch.dim: (SAMPLES,)}, thin=lead == 1)
+    if batch.led:
         run, stated = _reference_run(emitter, flow, wanted, at_r, constrained, Lead(batch.dim, lead))
-        return Runs({}, run, crossed, crossed, stated)
-    unknown = Lead(batch.dim, PAIRS, everywhere=True)
-    at_x = tiled_run(emitter, flow, wanted, model_inputs, list(inputs), batch, references, "tiled")
-    at_r = {name: crossed.r(r) for name, r in at_r.items()}
+        return Runs({}, run, crossed, rows, stated)
+    unknown = Lead(batch.dim, rows.symbol, everywhere=True)
+    times = reduce(Tensor.__mul__, (factor.extent for name, factor in factors.items() if name != SAMPLES))
+    at_x = tiled_run(emitter, flow, wanted, model_inputs, list(inputs), batch, times, "tiled")
+    at_r = {name: crossed.r(_spread(r, inputs[name]) if lead == 1 else r) for name, r in at_r.items()}
     run, stated = _reference_run(emitter, flow, wanted, at_r, constrained, unknown, at_x)
-    return Runs(at_x, run, Pairing(), crossed, stated)
+    return Runs(at_x, run, Pairing(), rows, stated, has_outputs=targets is None)
+
+
+def placed_seed(runs: Runs, weights: Tensor) -> Tensor:
+    """The weights of the target among the rows of a walk: of every target, or of every sample if they differ."""
+    if runs.rows is None:
+        return weights
+    if TARGETS in runs.rows.factors:
+        return runs.rows.place(weights, TARGETS)
+    return runs.rows.place(weights, SAMPLES) if lead_of(weights) == runs.rows.factors[SAMPLES].dim else weights
 
 
 def tiled_run(
@@ -319,10 +313,6 @@ def _merge_rows(r: Tensor) -> Tensor:
     merged = reshape(r, rows_and(rest, r))
     merged.shape = (None, *rest)
     return merged
-
-
-def rest_of(x: Tensor) -> Sequence[Dim]:
-    return (x.shape or ())[1:]
 
 
 def _checked(spec: Mapping[str, Array], inputs: Mapping[str, Tensor], batch: Batch | None) -> dict[str, Array]:

@@ -77,7 +77,7 @@ def print_rewriting(source: str, destination: str, facts: Mapping[str, Any], ver
         "takes": _listed(facts["added_inputs"]) or "nothing new",
         "gives": _listed(facts["added_outputs"]),
         "rules": ", ".join(
-            f"{op} {_counted(rule.values()) if isinstance(rule, dict) else rule}" for op, rule in facts["rules"].items()
+            f"{op} {counted(rule.values()) if isinstance(rule, dict) else rule}" for op, rule in facts["rules"].items()
         ),
         **_noted(facts.get("notes", ())),
         "nodes": f"{facts['nodes']['model']} -> {facts['nodes']['explainer']}",
@@ -101,7 +101,7 @@ def explaining(explainer: Explainer, explanation: Explanation, path: Path, compl
     return {
         "explains": explains(explainer.description),
         "provider": explainer.provider_line,
-        "samples": explanation.gap.size,
+        "samples": len(np.atleast_1d(explanation.gap)),
         "largest_relative_gap": np.max(explanation.relative_gap),
         "largest_gap": np.max(np.abs(explanation.gap)),
         "conserves": adds_up,
@@ -174,19 +174,19 @@ def print_inspection(path: str, facts: Mapping[str, Any], *, quiet: bool, verbos
             equation = [Text(entry["equation"] or "")] if verbose else []
             table.add_row(Text(entry["node"]), Text(entry["op"]), rule, importance, *equation)
         screen.print(table)
-        _print_reasons("Importance stops", facts["stops"], "reason", "yellow")
+        print_reasons("Importance stops", facts["stops"], "reason", "yellow")
         problems = [entry for entry in facts["nodes"] if entry["problem"]]
-        _print_reasons("Importance cannot pass", problems, "problem", "bold red")
+        print_reasons("Importance cannot pass", problems, "problem", "bold red")
     over = f" (the input of {facts['stepped_over']})" if facts["stepped_over"] else ""
     verdict = "can be rewritten"
     if totals["problems"]:
-        ops = _counted(entry["op"] for entry in facts["nodes"] if entry["problem"])
+        ops = counted(entry["op"] for entry in facts["nodes"] if entry["problem"])
         verdict = f"cannot be rewritten: importance cannot pass {ops}"
     fields = {
         "explains": f"{facts['output']!r}{over}",
         "by": ", ".join(map(repr, facts["inputs"])),
         "nodes": f"{totals['nodes']}; on the path {totals['on_path']}, importance stops at {totals['stops']}",
-        "rules": _counted(entry["rule"] for entry in facts["nodes"] if not entry["problem"]) or "none",
+        "rules": counted(entry["rule"] for entry in facts["nodes"] if not entry["problem"]) or "none",
         **({"RevealCancel": ", ".join(facts["reveal_cancel"])} if facts["reveal_cancel"] else {}),
         **_noted(facts["notes"]),
         "verdict": verdict,
@@ -194,12 +194,19 @@ def print_inspection(path: str, facts: Mapping[str, Any], *, quiet: bool, verbos
     print_fields(path, fields)
 
 
-def _print_reasons(title: str, entries: Sequence[Mapping[str, Any]], key: str, style: str) -> None:
+def print_reasons(
+    title: str,
+    entries: Sequence[Mapping[str, Any]],
+    key: str,
+    style: str,
+    columns: Sequence[str] = ("node", "op", "why"),
+) -> None:
+    """A table of nodes, or of what `columns` says, and of what each has under `key`; nothing if there are none."""
     if not entries:
         return
     screen = console()
     screen.print(Text(title, style=style))
-    table = _table("node", "op", "why")
+    table = _table(*columns)
     for entry in entries:
         table.add_row(Text(entry["node"]), Text(entry["op"]), Text(entry[key]))
     screen.print(table)
@@ -213,14 +220,15 @@ def verification(found: Verification) -> dict[str, Any]:
     e = found.explanation
     columns = (e.target, e.target_reference, e.difference, e.gap, e.relative_gap, found.allowed)
     keys = ("target", "target_reference", "difference", "gap", "relative_gap", "allowed_gap")
-    rows = zip(*(np.atleast_1d(column).tolist() for column in columns), strict=True)
+    rows = zip(*(np.ravel(column).tolist() for column in columns), strict=True)
+    places = [" target ".join(map(str, place)) or "0" for place in np.ndindex(e.gap.shape)]
     return {
         "passed": found.passed,
         "explains": found.explains,
         "provider": found.provider,
         "data": found.data,
         "checks": [vars(check) for check in found.checks],
-        "samples": [dict(zip(keys, row, strict=True)) for row in rows],
+        "samples": [{"sample": i} | dict(zip(keys, row, strict=True)) for i, row in zip(places, rows, strict=True)],
         "residuals": dict(found.residuals),
     }
 
@@ -241,10 +249,10 @@ def print_verification(facts: Mapping[str, Any], *, quiet: bool, verbose: bool) 
     shown = rows if verbose else rows[:_SHOWN_SAMPLES]
     title = "samples" if len(shown) == len(rows) else f"the worst {len(shown)} of {len(rows)} samples"
     table = _table("sample", "t(x)", "t(r)", "|t(x) - t(r)|", "gap", "relative", title=title, numbers=True)
-    for index, row in sorted(shown):
+    for _, row in sorted(shown, key=lambda row: row[0]):
         values = (row["target"], row["target_reference"], abs(row["difference"]))
         table.add_row(
-            str(index), *(f"{value:.5g}" for value in values), f"{row['gap']:.2g}", f"{row['relative_gap']:.2g}"
+            row["sample"], *(f"{value:.5g}" for value in values), f"{row['gap']:.2g}", f"{row['relative_gap']:.2g}"
         )
     screen.print(table)
     if facts["residuals"]:
@@ -287,7 +295,8 @@ def _listed(types: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {kind}" for name, kind in types.items())
 
 
-def _counted(values: Iterable[str]) -> str:
+def counted(values: Iterable[str]) -> str:
+    """Each value and how often it occurs."""
     return ", ".join(f"{value} {count}" for value, count in Counter(values).most_common())
 
 

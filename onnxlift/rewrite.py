@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -23,19 +25,22 @@ from onnxlift.errors import OptionError, RuleError, listed
 from onnxlift.explainer import EMITS, METADATA_KEY, Results, Seed
 from onnxlift.files import load, save, save_with_weights, weights_elsewhere
 from onnxlift.flow import Flow, Problem, is_float, trace
+from onnxlift.fusion import fuse
 from onnxlift.graph import Graph
 from onnxlift.lowering import Lowerer
+from onnxlift.metadata import description
 from onnxlift.model import normal_form
 from onnxlift.one_hot import OneHot, one_hot_axes
 from onnxlift.options import Options
-from onnxlift.path import along_the_path, mean_over_steps
+from onnxlift.path import along_the_path, at_input, averaged, behind_the_inputs, lifted, mean_over_steps
 from onnxlift.plan import Plan, PlanSpec, as_plan, preset
-from onnxlift.reference import Filled, ReferenceSpec, Runs, are_several, given_inputs, run_twice
-from onnxlift.site import Pairing
+from onnxlift.reference import Filled, ReferenceSpec, are_several, given_inputs, placed_seed, run_twice
+from onnxlift.rows import RowEmitter
 from onnxlift.sources import attributed, check_apart
 from onnxlift.spec import parse
-from onnxlift.target import TargetSpec, as_index, explained_tensor, seed, without_common_part
-from onnxlift.tensor import Emitter, Tensor
+from onnxlift.static import Shapes, inner_sizes, with_shapes
+from onnxlift.target import TargetSpec, described_target, explained_tensor, how_many, seed, without_common_part
+from onnxlift.tensor import Tensor
 from onnxlift.through import stack_states
 from onnxlift.walk import Values, Walk
 
@@ -47,6 +52,20 @@ OWN_FILE = 1 << 30
 """Bytes of weights from which an explainer keeps them in a file of their own."""
 
 
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """A big graph is millions of objects that live to the end: searched for garbage, again and again, they take longer
+    the more there are, and a third of the time for 10,000 nodes."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_collector_paused()
 def rewrite(
     model: Model,
     *,
@@ -60,6 +79,8 @@ def rewrite(
     expose: Sequence[str] = (),
     emit: Sequence[str] = ("contributions",),
     one_hot: OneHot = None,
+    keep: Sequence[str] | None = None,
+    shapes: Shapes | None = None,
 ) -> onnx.ModelProto:
     """Rewrite a model into one that also computes the DeepLIFT contributions of its inputs.
 
@@ -73,7 +94,8 @@ def rewrite(
             False.
         target: which neuron of that tensor: an int or a tuple (index after the batch axis), "argmax", "input" (a graph
             input `target`, int64, `[N]` or `[N, axes]`), "weights" (a graph input `target_weights` of the explained
-            tensor's shape), or None where there is one neuron per sample.
+            tensor's shape), or None where there is one neuron per sample. A list of T indices explains all of them and
+            runs the model only once for it; what is told of a target has an axis of T behind the batch then.
         reference: "paired" (graph input `<input>_reference` of the input's shape), "shared" (`[K, ...]`, averaged),
             "grouped" (`[N, K, ...]`, averaged); the same for all samples: "zeros", "constant:0.5",
             "frequencies:0.3,0.2,0.2,0.3" (along the channels of a one-hot input), or a dict of arrays to bake in
@@ -94,6 +116,10 @@ def rewrite(
         one_hot: the channel axis of one-hot inputs, an int or axes by input name, for "hypothetical", for the
             normalised weights of LIFTPAD (eq. 20) and for references by name; default: none, or for "hypothetical" and
             shuffles the only axis of 4 channels, for frequencies that of as many.
+        keep: which of the model's outputs the explainer returns; default: all. An output that is left out costs nothing
+            that the explained one does not need.
+        shapes: the extents of all axes of graph inputs, by name, `{"x": (8, 3, 224, 224)}`: their dynamic axes are
+            fixed, and no shape is computed at run time. Also of `x_reference`, to fix the number of references.
 
     Returns:
         The explainer: the model's inputs and outputs unchanged, the reference and target inputs asked for, and the
@@ -105,10 +131,13 @@ def rewrite(
         ModelError: the model cannot be read. OptionError: an argument does not fit it. RuleError: importance would have
         to pass nodes without a rule; all of them are named.
     """
-    options = Options(inputs, output, target, reference, rule, plan, pre_activation, expose, emit, one_hot)
+    options = Options(
+        inputs, output, target, reference, rule, plan, pre_activation, expose, emit, one_hot, keep, shapes
+    )
     return _rewriter(load(model), options).run()
 
 
+@_collector_paused()
 def rewrite_file(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
@@ -123,6 +152,8 @@ def rewrite_file(
     expose: Sequence[str] = (),
     emit: Sequence[str] = ("contributions",),
     one_hot: OneHot = None,
+    keep: Sequence[str] | None = None,
+    shapes: Shapes | None = None,
 ) -> onnx.ModelProto:
     """Rewrite file to file, which also works for models over 2 GB.
 
@@ -131,7 +162,9 @@ def rewrite_file(
 
     The arguments are those of `rewrite`. Returns the explainer as written.
     """
-    options = Options(inputs, output, target, reference, rule, plan, pre_activation, expose, emit, one_hot)
+    options = Options(
+        inputs, output, target, reference, rule, plan, pre_activation, expose, emit, one_hot, keep, shapes
+    )
     folder, beside = Path(source).resolve().parent, Path(destination).resolve().parent
     if Path(source).resolve() == Path(destination).resolve():
         raise OptionError(f"{os.fspath(destination)!r} is the model itself; give the explainer another name")
@@ -148,6 +181,7 @@ def rewrite_file(
     return explainer
 
 
+@_collector_paused()
 def rewrite_in_place(model: onnx.ModelProto, folder: Path, **options: Any) -> onnx.ModelProto:
     """The explainer of a model that was loaded without its weights, which lie in `folder` and stay there."""
     return _rewriter(model, Options(**options), folder).run()
@@ -196,13 +230,15 @@ class _Refused(RuleError):
 
 
 def _rewriter(model: onnx.ModelProto, options: Options, folder: Path | None = None) -> _Rewriter:
-    """The rewriter for a model. Several references need a free batch axis: a fixed one is freed where it can be."""
+    """The rewriter for a model. Several references or targets need a free batch axis: a fixed one is freed."""
     lowerer = Lowerer(registry.is_known)
-    normal = normal_form(model, folder=folder, replace=lowerer)
-    rewriter = _Rewriter(normal, options, lowerer.refused)
+    sizes = inner_sizes(model, options.shapes) if options.shapes else None
+    normal = normal_form(model, folder=folder, replace=lowerer, sizes=sizes)
+    rewriter = _Rewriter(normal, options, lowerer.refused, folder=folder)
     size = rewriter.batch.dim if rewriter.batch else None
-    if isinstance(size, int) and (are_several(options.reference) or rewriter.preset.at == "path"):
-        freed = _Rewriter(normal_form(free_batch(normal, size)), options, lowerer.refused, fixed=size)
+    many = are_several(options.reference) or how_many(options.target) is not None
+    if isinstance(size, int) and (many or rewriter.preset.at == "path"):
+        freed = _Rewriter(normal_form(free_batch(normal, size)), options, lowerer.refused, fixed=size, folder=folder)
         if freed.batch is not None and freed.batch.led:
             return freed
     return rewriter
@@ -212,24 +248,42 @@ def _as_it_is(m: Tensor) -> Tensor:
     return m
 
 
+def _kept(outputs: list[str], keep: Sequence[str] | None) -> list[str]:
+    """Those of the model's outputs that the explainer returns, in their order. Raises OptionError for another name."""
+    unknown = [name for name in keep or () if name not in outputs]
+    if unknown:
+        raise OptionError(f"`keep` names {unknown[0]!r}, but the outputs of the model are {listed(outputs)}")
+    return outputs if keep is None else [name for name in outputs if name in keep]
+
+
 class _Rewriter:
     """One rewriting: the choices that the options leave open, then the steps.
 
     `refused`: why nodes have no rule, by their first output. `fixed`: the size of the model's batch axis, where `model`
-    has it freed.
+    has it freed. `folder`: where the model's weights lie, if they were not loaded.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, options: Options, refused: Mapping[str, str], *, fixed: int | None = None
+        self,
+        model: onnx.ModelProto,
+        options: Options,
+        refused: Mapping[str, str],
+        *,
+        fixed: int | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.options = options
+        self.folder = folder
         self.fixed = fixed
         self.preset = preset(options.rule)
         self.graph = Graph(model, refused)
         self.chooser = Chooser(self.graph, as_plan(options.plan), self.preset)
-        self.emitter = Emitter(self.graph)
+        kept = {*options.expose, *(options.inputs or ()), options.output, *self.graph.outputs}
+        if fuse(self.graph, self.chooser, kept):
+            self.chooser = Chooser(self.graph, self.chooser.plan, self.preset)
+        self.emitter = RowEmitter(self.graph)
         self.inputs = self.graph.inputs
-        self.originals = self.graph.outputs
+        self.originals = _kept(self.graph.outputs, options.keep)
         self._check_names()
         self.output, self.activation = explained_tensor(self.graph, options.output, options.pre_activation)
         self.sources, self.notes = attributed(self.graph, options.inputs, self.output, self.chooser.rule)
@@ -261,41 +315,51 @@ class _Rewriter:
         results.write(self.originals, self.options.emit, self.options.expose)
         if self.stepped_over:
             log.info("explaining %r, the input of %s", self.output, self.stepped_over)
-        for note in self.all_notes:
-            log.info(note)
         explainer = self.graph.export({METADATA_KEY: json.dumps(self._description())})
         if self.fixed is not None and self.batch is not None:
             fix_batch(explainer, self.batch.dim, self.fixed)
+        if self.options.shapes:
+            explainer = with_shapes(explainer, self.options.shapes, self.folder)
+        for note in (description(explainer) or {})["notes"]:
+            log.info(note)
         return explainer
 
     def walk(self, *, measure: bool = False) -> Results:
         """Emit the run at the reference and the walk back."""
         options, chooser, batched = self.options, self.chooser, self.batch is not None
-        emitter, flow, preset = self.emitter, self.flow, self.preset
+        emitter, flow, preset, targets = self.emitter, self.flow, self.preset, how_many(options.target)
         stack_states(self.graph, flow)
         wanted = [self.output, *(self._replayable() if "reference_outputs" in options.emit else ())]
         constrained = self.one_hot if self.normalizes else {}
-        runs = run_twice(emitter, flow, self.given, self.batch, self.reference, wanted, constrained)
-        value = Values(emitter, flow, runs)
-        weights = self._seed()
-        lifted = runs.crossed.x(weights) if runs.crossed else weights
-        found, start = value, lifted
+        runs = run_twice(emitter, flow, self.given, self.batch, self.reference, wanted, constrained, targets)
+        walked = runs
         lift: Callable[[Tensor], Tensor] = _as_it_is
         if preset.at == "input":  # multipliers at x = r are derivatives
-            found, start = Values(emitter, flow, Runs({}, {}, Pairing())), weights
-            lift = runs.crossed.x if runs.crossed else _as_it_is
+            walked = at_input(emitter, runs)
+            lift = partial(lifted, walked, runs)
         elif preset.at == "path":
-            path, rows = along_the_path(flow, value, self.batch, self.inputs, self.given, preset.steps)
-            found, start = Values(emitter, flow, path), rows.x(weights)
-            lift = partial(mean_over_steps, steps=preset.steps)
+            walked = along_the_path(emitter, flow, runs, self.batch, self.inputs, self.given, preset.steps)
+            lift = partial(mean_over_steps, steps=preset.steps, targets=targets)
+        value = Values(emitter, flow, runs)
+        found = value if walked is runs else Values(emitter, flow, walked)
+        weights = self._seed()
+        seeds = {self.output: found(self.output).spread(placed_seed(walked, weights))}
+        problems: list[Problem] = []
+        if preset.at == "path" and self.batch is not None and self.batch.led:
+            first, flow = behind_the_inputs(flow, chooser)
+            bent = Walk(emitter, first, found, chooser, batched=batched)
+            bent.back(seeds)
+            seeds, problems = averaged(bent, value, lift), bent.problems
+            found, lift = value, _as_it_is
         walk = Walk(emitter, flow, found, chooser, batched=batched, measure=measure, exposed=options.expose)
-        walk.back({self.output: found(self.output).spread(start)})
-        if walk.problems:
-            raise self._refused(walk.problems)
+        walk.back(seeds)
+        problems += walk.problems
+        if problems:
+            raise self._refused(problems)
         return Results(
             walk,
             value,
-            Seed(weights, lifted),
+            Seed(weights, placed_seed(runs, weights)),
             preset,
             lift,
             self.one_hot,
@@ -369,14 +433,15 @@ class _Rewriter:
             "output": self.output,
             "output_shape": list(self.graph.shape(self.graph.tensors[self.output]) or ()),
             "stepped_over": self.stepped_over,
-            "target": target if isinstance(target, str | None) else list(as_index(target)),
+            "target": described_target(target),
+            "targets": how_many(target),
             "reference": self._reference_kind(),
             "builder": self.builder,
             "reference_rows": self._baked_rows(),
             "rule": options.rule,
             "plan": self._plan_name(),
             "conserves": self.preset.conserves,
-            "rows_per_pair": self.preset.steps,
+            "rows_per_pair": self.preset.steps * (how_many(target) or 1),
             "one_hot": self.one_hot,
             "normalize_one_hot": self.normalizes,
             "inputs": self.sources,

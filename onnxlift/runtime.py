@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 import warnings
@@ -16,6 +17,7 @@ from numpy.typing import ArrayLike
 from onnx import TensorProto
 
 from onnxlift.arrays import Array
+from onnxlift.batching import Held, Pace
 from onnxlift.errors import DataError, ModelError, OptionError
 from onnxlift.explainer import GAP, TARGET_OUTPUT, TARGET_REFERENCE
 from onnxlift.explanation import Explanation
@@ -26,11 +28,12 @@ from onnxlift.one_hot import OneHot
 from onnxlift.plan import PlanSpec
 from onnxlift.reference import PAIRS, ReferenceSpec
 from onnxlift.rewrite import Model, rewrite, rewrite_in_place
-from onnxlift.session import CUDA, Provider, essential, open_session, runtime
+from onnxlift.runner import Runner
+from onnxlift.session import Provider, open_session
+from onnxlift.static import Shapes
 from onnxlift.target import TargetSpec
 
-_CHUNK_ELEMENTS = 1 << 18  # of the first input
-_CHUNK_ROWS = (8, 1024)  # at least, at most; 8 images of 224 x 224 through a ResNet-18 peak at 0.9 GB
+_BIG = 1 << 26  # bytes of weights that are worth looking for
 _CANCELS = 1e4  # contributions this many times larger than what they add up to have lost their precision
 _ROUNDING = 16  # in units of the model's precision
 
@@ -52,6 +55,8 @@ class RewriteOptions(TypedDict, total=False):
     expose: Sequence[str]
     emit: Sequence[str]
     one_hot: OneHot
+    keep: Sequence[str] | None
+    shapes: Shapes | None
 
 
 class Explainer:
@@ -60,10 +65,12 @@ class Explainer:
     Args:
         model_or_explainer: path or ModelProto of either.
         providers: of ONNX Runtime, in order; default: CUDA without TF32 where it can run, then the CPU.
-        batch_size: how many samples run at once; default: 8 to 1024 by their size, fewer with several references
-            or integrated gradients. A model with a fixed batch axis runs that many, and a last chunk is filled up.
+        batch_size: how many samples run at once, with all their references. Default: as many as are fastest here and
+            fit into a quarter of the free memory, which the first calls find out; a sample's references may then run in
+            parts. A model with a fixed batch axis runs that many, and a last chunk is filled up. Runs of different
+            sizes may differ by rounding; a set size repeats to the bit.
         tolerance: of the completeness gap relative to |t(x) - t(r)|, above which a CompletenessWarning is given.
-        progress: show a bar on stderr; default: where stderr is a terminal and there is more than one chunk.
+        progress: show a bar on stderr; default: where stderr is a terminal and not everything runs at once.
         seed: of the references that are made of the samples by name ("shuffle:K", "dinuc-shuffle:K").
         options: those of `rewrite`, for a plain model only.
 
@@ -93,13 +100,17 @@ class Explainer:
         explainer, source, folder = _explainer(model_or_explainer, options)
         self.description: Mapping[str, Any] = description(explainer) or {}
         self.eps = _eps(explainer)
+        del explainer  # its weights are in the source too
         self.session, self.provider_line = open_session(source, providers, folder)
         self.intake = Intake(self.session.get_inputs(), self.description, seed)
+        leads = self.description.get("leads", {})  # of static shapes, where ONNX Runtime has numbers
         self._outputs = {
-            value.name: value.shape[0] if value.shape else None
+            value.name: leads.get(value.name, value.shape[0] if value.shape else None)
             for value in self.session.get_outputs()
             if value.type.startswith("tensor(") and value.type != "tensor(bfloat16)"
         }
+        self._held = Held()
+        self._paces: dict[tuple[Any, ...], Pace] = {}
         if isinstance(self.intake.batch, int) and batch_size not in (None, self.intake.batch):
             raise OptionError(f"the model's batch axis has the fixed size {self.intake.batch}, not {batch_size}")
 
@@ -168,11 +179,12 @@ class Explainer:
         if not conserves(self.description):
             return None
         gap, difference = (np.atleast_1d(array) for array in (np.abs(explanation.gap), explanation.difference))
-        bad = np.flatnonzero(~(gap <= np.atleast_1d(self.allowed_gap(explanation))))  # NaN is bad
+        bad = np.argwhere(~(gap <= np.atleast_1d(self.allowed_gap(explanation))))  # NaN is bad
         if not bad.size:
             return None
-        worst = bad[np.argsort(-np.nan_to_num(gap[bad], nan=np.inf), kind="stable")][:5]
-        listed = ", ".join(f"sample {i} (gap {gap[i]:.3g}, difference {difference[i]:.3g})" for i in worst)
+        order = np.argsort(-np.nan_to_num(gap[tuple(bad.T)], nan=np.inf), kind="stable")
+        worst = [tuple(place) for place in bad[order][:5].tolist()]
+        listed = ", ".join(f"{_place(i)} (gap {gap[i]:.3g}, difference {difference[i]:.3g})" for i in worst)
         size = explanation.total(worst[0])
         if not np.isfinite(gap[worst[0]]):
             advice = "where the gap is NaN, the model or a multiplier overflows on that sample or its reference"
@@ -180,63 +192,34 @@ class Explainer:
             advice = f"the contributions cancel (their sizes add up to {size:.3g}): try another reference"
         else:
             advice = "run `onnxlift verify` on the model with the same options: it names the node that loses most"
+        count = len(np.unique(bad[:, 0]))
         return (
-            f"the contributions of {bad.size} of {gap.size} samples do not add up to t(x) - t(r) within "
+            f"the contributions of {count} of {len(gap)} samples do not add up to t(x) - t(r) within "
             f"{self._least_tolerance:.2g} of it; worst are {listed}; {advice}"
         )
 
     def _run(self, feed: Feed) -> dict[str, Array]:
-        """All outputs, joined over the chunks."""
-        ort = runtime()
-        binding = self.session.io_binding()
-        kept = [(name, self._on_device(feed.arrays[name])) for name in feed.arrays.keys() - feed.split]
-        for name, value in kept:  # the same for all chunks; bound memory must outlive the runs
-            binding.bind_ortvalue_input(name, value)
-        size = self._chunk_size(feed)
-        results: dict[str, Array] = {}
-        with self._bar(feed.samples or 1, size) as advance:
-            for start, stop, rows in feed.chunks(size, isinstance(self.intake.batch, int)):
-                values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in rows.items()}
-                for name, value in values.items():
-                    binding.bind_ortvalue_input(name, value)
-                for name in self._outputs:
-                    binding.bind_output(name, "cpu")
-                try:
-                    self.session.run_with_iobinding(binding)
-                except Exception as error:  # ONNX Runtime's exceptions have no common class
-                    where = "this data" if feed.samples is None else f"samples {start} to {stop - 1}"
-                    raise DataError(f"the model cannot run on {where}: {essential(error)}") from error
-                for name, value in zip(self._outputs, binding.get_outputs(), strict=True):
-                    self._join(results, name, value.numpy(), feed, start, stop)
-                binding.clear_binding_outputs()
-                advance(stop - start)
-        return results
+        """All outputs, joined over the runs."""
+        fixed = self.intake.batch if isinstance(self.intake.batch, int) else None
+        runner = Runner(self.session, self._outputs, self.description, fixed, feed)
+        pace = self._pace(feed)
+        with self._bar(feed.samples or 1, more=pace.pairs < (feed.samples or 1) * feed.references) as advance:
+            runner.run(pace, advance)
+        return runner.results
 
-    def _join(self, results: dict[str, Array], name: str, value: Array, feed: Feed, start: int, stop: int) -> None:
-        """Put one chunk of an output where it belongs: at its samples, or once where it has no batch axis."""
-        rows = self._rows_per_sample(name, value, feed, stop - start)
-        if start == 0:
-            shape = value.shape if rows is None else (rows * (feed.samples or 1), *value.shape[1:])
-            results[name] = np.empty(shape, value.dtype)
-        whole = results[name]
-        if start and (whole.shape[1:] != value.shape[1:] or (rows is None and not np.array_equal(whole, value))):
-            raise DataError(
-                f"output {name!r} differs between batches and cannot be joined: explain all samples at once, with a "
-                "larger batch size"
+    def _pace(self, feed: Feed) -> Pace:
+        """How much runs at once: set, or found by the calls so far with samples of this shape."""
+        batch = self.intake.batch
+        fixed = batch if isinstance(batch, int) else 1 if feed.samples is None else self.batch_size
+        shapes = sorted((name, array.shape[1:]) for name, array in feed.arrays.items() if name in feed.split)
+        key = fixed, feed.references, tuple(shapes)
+        if key not in self._paces:
+            elements = sum(math.prod(shape) for name, shape in shapes if name not in feed.along)
+            shared = 0 in feed.along.values()
+            self._paces[key] = Pace(
+                feed.references, splits=bool(feed.along), shared=shared, elements=elements, held=self._held, fixed=fixed
             )
-        if rows is None:
-            whole[...] = value
-        else:
-            whole[rows * start : rows * stop] = value[: rows * (stop - start)]
-
-    def _rows_per_sample(self, name: str, value: Array, feed: Feed, samples: int) -> int | None:
-        """How many rows of an output belong to one sample; None where it has no batch axis."""
-        lead, batch = self._outputs[name], self.intake.batch
-        if feed.samples is None or not value.ndim or (isinstance(lead, int) and lead != batch):
-            return None
-        if lead == PAIRS:
-            return feed.references
-        return 1 if len(value) == (batch if isinstance(batch, int) else samples) else None
+        return self._paces[key]
 
     def _explanation(self, results: dict[str, Array], feed: Feed) -> Explanation:
         about = self.description
@@ -263,7 +246,7 @@ class Explainer:
     def _check_target(self, explanation: Explanation, feed: Feed) -> None:
         """The graph answers NaN where an index is out of range, which only it knows for a dynamic axis."""
         target, output = self.description["target"], self.description["output"]
-        bad = np.flatnonzero(np.isnan(explanation.target))
+        bad = np.argwhere(np.isnan(np.atleast_1d(explanation.target)))
         explained = explanation.outputs.get(output, np.zeros(()))
         fixed = isinstance(target, list)
         if not (fixed or target == "input") or not bad.size or np.isnan(explained).any():
@@ -271,37 +254,22 @@ class Explainer:
         if all(isinstance(dim, int) for dim in self.intake.neurons):  # the index was checked before
             return
         index = np.array(target) if fixed else feed.arrays["target"]
-        if not fixed and feed.samples is not None:
-            index = index[bad[0]]
+        if self.description.get("targets") is not None:
+            index = index[bad[0, 1]]
+        elif not fixed and feed.samples is not None:
+            index = index[bad[0, 0]]
         shown = index.item() if index.size == 1 else index.tolist()
-        where = "" if feed.samples is None else f" of sample {bad[0]}"
+        where = "" if feed.samples is None else f" of sample {bad[0, 0]}"
         raise DataError(f"target {shown}{where} is out of range for tensor {output!r}, or that tensor is NaN there")
 
-    def _chunk_size(self, feed: Feed) -> int:
-        if isinstance(self.intake.batch, int):
-            return self.intake.batch
-        if self.batch_size is not None or feed.samples is None:
-            return self.batch_size or 1
-        elements = feed.arrays[self.description["references"][0]].size // feed.samples
-        low, high = _CHUNK_ROWS
-        rows = feed.references * int(self.description.get("rows_per_pair", 1))
-        return max(1, min(max(_CHUNK_ELEMENTS // elements, low), high) // rows)
-
-    def _on_device(self, array: Array) -> Any:
-        """An array on the device of the first provider."""
-        place = ("cpu", 0)
-        if self.session.get_providers()[0] == CUDA:
-            place = ("cuda", int(self.session.get_provider_options()[CUDA].get("device_id", 0)))
-        return runtime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), *place)
-
     @contextlib.contextmanager
-    def _bar(self, samples: int, size: int) -> Iterator[Callable[[int], None]]:
+    def _bar(self, samples: int, more: bool) -> Iterator[Callable[[int], None]]:
         """A progress bar over samples; what it yields moves it on."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         console = Console(stderr=True)
-        shown = self.progress if self.progress is not None else console.is_terminal and samples > size
+        shown = self.progress if self.progress is not None else console.is_terminal and more
         columns = (TextColumn("explaining"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=console.is_terminal, disable=not shown) as progress:
             task = progress.add_task("explaining", total=samples)
@@ -327,6 +295,8 @@ def _explainer(model: Model, options: RewriteOptions) -> tuple[onnx.ModelProto, 
     elif path:
         return proto, str(path), None
     try:
+        if proto.ByteSize() > _BIG:
+            gc.collect()  # what the rewriter leaves behind is cyclic, and holds the weights
         return proto, proto.SerializeToString(), folder
     except Exception as error:  # protobuf's class for this differs between backends
         raise ModelError(
@@ -344,6 +314,11 @@ def _eps(explainer: onnx.ModelProto) -> float:
     if TensorProto.FLOAT16 in kinds:
         return 2.0**-10
     return 2.0**-23 if TensorProto.FLOAT in kinds else 2.0**-52
+
+
+def _place(index: tuple[int, ...]) -> str:
+    """A sample, or one of the targets of a sample, for people."""
+    return f"sample {index[0]}" + "".join(f", target {target}" for target in index[1:])
 
 
 def _named(results: Mapping[str, Array], names: Sequence[str], suffix: str = "") -> dict[str, Array]:

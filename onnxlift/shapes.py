@@ -113,6 +113,8 @@ class TypePass:
     def visit_as_it_is(self, node: NodeProto) -> None:
         """As `visit`, with inputs that are of the right type."""
         self._idioms.drop_idle_ceiling(node)
+        if self._idioms.replace(node):
+            return
         if is_control(node):
             if self._bodies.inline(node):
                 return
@@ -121,7 +123,7 @@ class TypePass:
         values = self._compute(node)
         if values is not None:
             for name, value in values.items():
-                self._learn(numpy_helper.from_array(value, name))
+                self.add_constant(numpy_helper.from_array(value, name))
             return
         if self.varies(node):
             if self._replace(node, self):
@@ -333,6 +335,8 @@ class TypePass:
         inputs = [name for name in node.input if name]
         if not inputs or any(name not in self._known for name in inputs):
             return self._compute_entries(node)
+        if node.op_type == "NonZero" and self._known[inputs[0]].ndim:  # as large as the values want it
+            return {outputs[0]: np.stack(np.nonzero(self._known[inputs[0]]))}
         for name in outputs:
             dims = self._dims(name)
             if dims is None or any(isinstance(dim, str) for dim in dims) or math.prod(map(int, dims)) > SMALL:

@@ -23,12 +23,14 @@ _NO_DEFAULT = object()
 class Pairing:
     """How samples and references meet. This base class: one reference per sample, or one that broadcasts.
 
-    `Crossed` (in reference.py) brings N samples and K references to a common batch of N * K, tensor by tensor and
+    `Crossed` (in rows.py) brings N samples and K references to a common batch of N * K, tensor by tensor and
     only where a rule asks for one, so that the forward passes cost N + K.
     """
 
     thin = False
     """Whether values at the reference have a leading extent of 1 where those at the input have N."""
+    repeats = False
+    """Whether values of either run have fewer rows than the walk back."""
 
     def x(self, tensor: Tensor) -> Tensor:
         """A value of the input run, with the batch of the backward walk."""
@@ -86,6 +88,16 @@ class Value:
         """Whether it is computed once for each run: the attributed inputs lead to it."""
         return self._r is not self._x
 
+    @property
+    def is_thin(self) -> bool:
+        """Whether `r` is one row for all samples."""
+        return self.varies and self._pairing.thin
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether rows of the walk back share a row of a run: what is made of that run alone is computed less often."""
+        return self.varies and (self._pairing.thin or self._pairing.repeats)
+
     @cached_property
     def x(self) -> Tensor:
         return self._pairing.x(self._x)
@@ -94,13 +106,15 @@ class Value:
     def r(self) -> Tensor:
         return self.x if self._r is self._x else self._pairing.r(self._r)
 
-    def map(self, f: Callable[[Tensor], Tensor]) -> Value:
-        """`f` of the value in either run, computed before samples meet references: once for each of N + K rows.
+    def map(self, f: Callable[..., Tensor], *others: Value) -> Value:
+        """`f` of the value (and of others) in either run, before samples meet references: once for N + K rows.
 
         `f` must leave the leading axis as it is.
         """
-        x = f(self._x)
-        return Value(self.name, x, x if self._r is self._x else f(self._r), self.active, self._pairing)
+        values = (self, *others)
+        x = f(*(value._x for value in values))
+        r = f(*(value._r for value in values)) if any(value.varies for value in values) else x
+        return Value(self.name, x, r, self.active, self._pairing)
 
     @cached_property
     def d(self) -> Tensor:
@@ -120,7 +134,7 @@ class Value:
     @cached_property
     def full_r(self) -> Tensor:
         """`r` with the leading extent of `x`, for operators that cannot broadcast (indices, scatter)."""
-        return self.spread(self.r) if self._pairing.thin and self._r is not self._x else self.r
+        return self.spread(self.r) if self.is_thin else self.r
 
     @cached_property
     def run_shape(self) -> Tensor:

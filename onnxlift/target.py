@@ -28,7 +28,8 @@ from onnxlift.functions import (
 from onnxlift.graph import Graph, Node
 from onnxlift.tensor import INT64, Emitter, Tensor
 
-TargetSpec = int | Sequence[int] | str | None
+TargetSpec = int | tuple[int, ...] | str | Sequence[int | tuple[int, ...]] | None
+"""An index, which is a tuple where there are several axes; "argmax", "input" or "weights"; a list: several indices."""
 
 PRE_ACTIVATION = ("Softmax", "Sigmoid")
 PASSED_OVER = ("Identity", "Dropout", "Cast", "Reshape", "Flatten", "Squeeze")
@@ -73,7 +74,10 @@ def without_common_part(weights: Tensor, softmax: Node) -> Tensor:
 
 
 def seed(emitter: Emitter, y: Tensor, spec: TargetSpec, batched: bool) -> Tensor:
-    """The multiplier of `y`: shape of `y`, with extent 1 on the batch axis where all samples share it."""
+    """The multiplier of `y`: shape of `y`, with extent 1 on the batch axis where all samples share it.
+
+    For a list of targets there is a row for each in front, [T, ...], which all samples share.
+    """
     if y.shape is None:
         raise OptionError(f"the rank of tensor {y.name!r} cannot be inferred, so no target can be chosen in it")
     rest = y.shape[1:] if batched else y.shape
@@ -94,12 +98,27 @@ def seed(emitter: Emitter, y: Tensor, spec: TargetSpec, batched: bool) -> Tensor
         case str():
             raise OptionError(f"unknown target {spec!r}: an index, 'argmax', 'input', 'weights' or nothing")
         case _:
-            return _fixed_index(emitter, y, as_index(spec), len(y.shape) - len(rest))
+            indices = [as_index(one) for one in (spec if isinstance(spec, list) else [spec])]
+            return _fixed_index(emitter, y, indices, len(y.shape) - len(rest))
+
+
+def how_many(spec: TargetSpec) -> int | None:
+    """The number of targets where there is a list of them, which gives every result an axis for them; None: no list.
+
+    Raises OptionError for a list that is empty, or holds something else than indices.
+    """
+    if not isinstance(spec, list):
+        return None
+    if not spec:
+        raise OptionError("the list of targets is empty: give an index or several, or leave the target out")
+    if len({len(as_index(one)) for one in spec}) > 1:
+        raise OptionError(f"the targets {spec!r} differ in their number of axes")
+    return len(spec)
 
 
 def as_index(spec: object) -> tuple[int, ...]:
-    """A target given as an int or a sequence of ints, as a tuple."""
-    parts = np.asarray(spec) if not isinstance(spec, Mapping | set) else np.asarray(None)
+    """A target given as an int or a tuple of ints, as a tuple."""
+    parts = np.asarray(spec) if not isinstance(spec, Mapping | set | list) else np.asarray(None)
     if parts.dtype.kind not in "iu" or parts.ndim > 1 or parts.size == 0:
         raise OptionError(
             f"the target {spec!r} is no index: give an int or a tuple of ints, 'argmax', 'input', 'weights' or nothing"
@@ -107,32 +126,40 @@ def as_index(spec: object) -> tuple[int, ...]:
     return tuple(int(part) for part in np.atleast_1d(parts))
 
 
-def weighted_sum(y: Tensor, weights: Tensor, batched: bool) -> Tensor:
-    """t = sum(weights * y) per sample, in float32 at least: shape [N], or a scalar where there is no batch axis."""
+def described_target(spec: TargetSpec) -> str | list[int] | list[list[int]] | None:
+    """A target as the metadata tell it: a word, an index as a list, or a list of such lists."""
+    if isinstance(spec, list):
+        return [list(as_index(one)) for one in spec]
+    return spec if isinstance(spec, str | None) else list(as_index(spec))
+
+
+def weighted_sum(y: Tensor, weights: Tensor, lead: int) -> Tensor:
+    """t = sum(weights * y) in float32 at least, over all axes but the first `lead`: shape [N], [N, T] or a scalar."""
     wide = widen(y)
     weights = cast(weights, wide.dtype)
     selected = where(weights.equals(0), 0.0, weights * wide)
-    return reduce_sum(selected, range(int(batched), y.rank), keepdims=False)
+    return reduce_sum(selected, range(lead, y.rank), keepdims=False)
 
 
-def _fixed_index(emitter: Emitter, y: Tensor, index: tuple[int, ...], lead: int) -> Tensor:
+def _fixed_index(emitter: Emitter, y: Tensor, indices: Sequence[tuple[int, ...]], lead: int) -> Tensor:
+    """One-hot at an index, extent 1 in front; at several, a row for each: [T, ...]. NaN where it is out of range."""
     assert y.shape is not None
     rest = y.shape[lead:]
-    if len(index) != len(rest):
-        raise OptionError(
-            f"target {shown(index)} has {len(index)} indices, but tensor {y.name!r} has {len(rest)} axes "
-            f"{shown(rest)} per sample"
-        )
-    onehots, inside = [], []
-    for axis, (i, dim) in enumerate(zip(index, rest, strict=True), start=lead):
-        if i < 0 or (isinstance(dim, int) and i >= dim):
+    for index in indices:
+        if len(index) != len(rest):
+            raise OptionError(
+                f"target {shown(index)} has {len(index)} indices, but tensor {y.name!r} has {len(rest)} axes "
+                f"{shown(rest)} per sample"
+            )
+        if any(i < 0 or (isinstance(dim, int) and i >= dim) for i, dim in zip(index, rest, strict=True)):
             raise OptionError(f"target {shown(index)} is out of range for tensor {y.name!r} of shape {shown(rest)}")
-        position = emitter.constant(i, INT64)
-        onehots.append(cast(_arange(emitter, y, axis).equals(position), y.dtype))
+    onehots, inside = [], []
+    column = [len(indices)] + [1] * (y.rank - 1) if lead else [1] * y.rank
+    for axis, dim in enumerate(rest, start=lead):
+        positions = emitter.constant(np.reshape([index[axis - lead] for index in indices], column), INT64)
+        onehots.append(cast(_arange(emitter, y, axis).equals(positions), y.dtype))
         if not isinstance(dim, int):
-            inside.append(position < reshape(shape_of(y, axis, axis + 1), [1] * y.rank))
-    if not onehots:
-        return emitter.constant(np.ones((1,) * lead), y.dtype)
+            inside.append(positions < reshape(shape_of(y, axis, axis + 1), [1] * y.rank))
     seed = reduce(Tensor.__mul__, onehots)
     return where(reduce(logical_and, inside), seed, float("nan")) if inside else seed
 

@@ -38,12 +38,14 @@ _TO_BOOL = frozenset(("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual
 class Tensor:
     """A value of the graph: name, dtype, shape (ints, symbols, None) and, for a known small constant, the value."""
 
-    __slots__ = ("_shape", "emitter", "handle", "value")
+    __slots__ = ("_shape", "emitter", "handle", "multiple", "value")
 
     def __init__(self, emitter: Emitter, handle: Handle) -> None:
         self.emitter = emitter
         self.handle = handle
         self.value = Graph.value(handle)
+        self.multiple: tuple[Tensor, float] = (self, 1.0)
+        """What it is a multiple of, and which."""
         self._shape = Graph.shape(handle)
 
     @property
@@ -199,12 +201,16 @@ class Emitter:
             self._of_handle[id(handle)] = known
         return known
 
-    def constant(self, value: Any, dtype: np.dtype[Any]) -> Tensor:
-        """A constant array, deduplicated by content. Those of bodies belong to the main graph."""
+    def constant(self, value: Any, dtype: np.dtype[Any], *, host: bool = False) -> Tensor:
+        """A constant array, deduplicated by content. Those of bodies belong to the main graph.
+
+        `host`: it is read on the CPU wherever the graph runs. Where something on a GPU reads it too, ONNX Runtime would
+        copy it in every iteration of a body.
+        """
         if self._outer is not None:
-            return self.adopt(self._outer.constant(value, dtype))
+            return self.adopt(self._outer.constant(value, dtype, host=host))
         array = np.asarray(value, dtype=dtype)
-        key = (dtype, array.shape, array.tobytes())
+        key = (dtype, array.shape, array.tobytes(), host)
         if key not in self._constants:
             name = f"onnxlift/{array.item()}" if array.ndim == 0 else "onnxlift/constant"
             self._constants[key] = self.wrap(self.graph.constant(name, array))
@@ -291,12 +297,22 @@ def alike(a: Operand, b: Operand) -> tuple[Tensor, Tensor]:
     return left, right
 
 
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """factor * x, one multiplication also where x is a multiple already."""
+    base, before = x.multiple
+    result = x.emitter.op("Mul", base, x.emitter.constant(before * factor, x.dtype))
+    result.multiple = base, before * factor
+    return result
+
+
 def binary(op: str, a: Operand, b: Operand) -> Tensor:
     """Any broadcasting operator of two tensors; a number takes the dtype of the other side."""
     left, right = alike(a, b)
     emitter = left.emitter
     if op in _FOLDED and left.dtype == INT64 and left.value is not None and right.value is not None:
         return emitter.constant(_FOLDED[op](left.value, right.value), INT64)
+    if op == "Mul" and left.dtype.kind == "f" and not isinstance(b, Tensor):
+        return scaled(left, float(b))
     return emitter.op(op, left, right)
 
 

@@ -20,8 +20,8 @@ from onnxlift.files import load
 from onnxlift.metadata import conserves, description, explains
 from onnxlift.model import normal_form
 from onnxlift.options import Options
-from onnxlift.reference import REFERENCES
 from onnxlift.rewrite import Model, rewrite, rewrite_with_residuals
+from onnxlift.rows import REFERENCES
 from onnxlift.runtime import CompletenessWarning, Explainer, RewriteOptions
 from onnxlift.session import Provider, open_session
 
@@ -106,6 +106,7 @@ def verify(
         checks.append(_same("outputs", load(original), load(source), arrays))
     else:
         checks.append(Check("outputs", None, "not compared: name the original model"))
+    explainer.batch_size = samples  # together, to be compared with one by one
     explanation = _explain(explainer, named)
     allowed = explainer.allowed_gap(explanation)
     completeness = _completeness(explainer, explanation)
@@ -198,8 +199,10 @@ def _random(rng: np.random.Generator, port: Port, sizes: Mapping[str, int], inta
 def _same(name: str, original: ModelProto, other: ModelProto, arrays: Mapping[str, Array]) -> Check:
     """Whether two models have the same outputs."""
     worst = equivalence(original, other, arrays)
-    figure = max(worst.values(), default=0.0)
-    where = max(worst, key=lambda output: worst[output], default="")
+    if not worst:
+        return Check(name, None, "not compared: the explainer returns none of the model's outputs")
+    figure = max(worst.values())
+    where = max(worst, key=lambda output: worst[output])
     compared = {
         "normal form": "the prepared model against the original",
         "outputs": "the explainer against the original",
@@ -233,11 +236,10 @@ def _completeness(explainer: Explainer, explanation: Explanation) -> Check:
 
 def _batches(explainer: Explainer, named: Mapping[str, Array], together: Explanation) -> Check:
     """Whether a batch of N explains as N batches of one do."""
-    if not isinstance(explainer.intake.batch, str) or together.gap.size < 2:
+    if not isinstance(explainer.intake.batch, str) or len(together.gap) < 2:
         return Check("batches", None, "not compared: there is one sample, or no batch axis of free size")
     explainer.batch_size = 1
     alone = _scores(_explain(explainer, named))
-    explainer.batch_size = None
     figure = 0.0
     for name, array in _scores(together).items():
         other = alone[name]
@@ -248,7 +250,7 @@ def _batches(explainer: Explainer, named: Mapping[str, Array], together: Explana
         else:
             figure = np.inf
     allowed = max(BATCH_TOLERANCE, 64 * explainer.eps)
-    detail = f"{together.gap.size} samples at once against one by one: largest relative difference {figure:.2g}"
+    detail = f"{len(together.gap)} samples at once against one by one: largest relative difference {figure:.2g}"
     return Check("batches", figure <= allowed, detail, figure)
 
 

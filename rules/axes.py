@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property, reduce
 
 import numpy as np
 
 from onnxlift.functions import (
+    amount,
     arange,
     cast,
     concat,
@@ -31,7 +33,7 @@ def evenly(x: Value, m: Tensor, axes: Sequence[int]) -> Tensor:
         return m
     n = reduce(Tensor.__mul__, (x.dim(axis) for axis in axes))
     if n.value is None or not n.value.item():
-        return m / cast(reshape(n, []), x.dtype)
+        return m / amount(n, x.dtype)
     return m * (1 / int(n.value.item()))
 
 
@@ -80,7 +82,7 @@ class Axes:
         """m / n, n the number of places that are reduced to one."""
         if self.known is not None:
             return evenly(self.x, m, self.known)
-        return m / cast(reshape(self.count, []), m.dtype)
+        return m / amount(self.count, m.dtype)
 
     @cached_property
     def kept_shape(self) -> Tensor:
@@ -96,7 +98,7 @@ class Axes:
     @cached_property
     def size(self) -> Tensor:
         """The number of elements of x, [1]."""
-        return product(self.x.run_shape)
+        return elements(self.x)
 
     @cached_property
     def outputs(self) -> Tensor:
@@ -109,11 +111,25 @@ class Axes:
         return self.size / maximum(self.outputs, 1)
 
 
+def elements(x: Value) -> Tensor:
+    """The number of elements of x, [1]."""
+    dims = [x.dim(axis) for axis in range(x.rank)]
+    factors = [dim for dim in dims if dim.value is None]
+    known = math.prod(int(dim.value.item()) for dim in dims if dim.value is not None)
+    if known != 1 or not factors:
+        factors.append(x.x.emitter.ints([known]))
+    return reduce(Tensor.__mul__, factors)
+
+
 def product(sizes: Tensor) -> Tensor:
-    """The product of a vector of int64, [1]."""
+    """The product of a vector of int64, [1]: factor by factor, because ReduceProd of int64 would stay on the CPU."""
+    emitter = sizes.emitter
     if sizes.value is not None:
-        return sizes.emitter.ints([int(sizes.value.prod())])
-    return sizes.emitter.op("ReduceProd", sizes, keepdims=1, shape=(1,))
+        return emitter.ints([int(sizes.value.prod())])
+    count = sizes.shape[0] if sizes.shape else None
+    if not isinstance(count, int):
+        return emitter.op("ReduceProd", sizes, keepdims=1, shape=(1,))
+    return reduce(Tensor.__mul__, (emitter.op("Gather", sizes, emitter.ints([i]), shape=(1,)) for i in range(count)))
 
 
 def exactly(t: Tensor, shape: Tensor) -> Tensor:

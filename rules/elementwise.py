@@ -124,9 +124,8 @@ def exact_steps(site: Site, derivative: Tensor) -> Tensor:
 
 def _elu_slope(site: Site, alpha: float, width: float) -> Tensor:
     """Of relu(x) + alpha (e^(min(x, 0) / width) - 1)."""
-    x, r = site.x.x, site.x.r
-    low, low0 = (minimum(value, 0) * (1 / width) for value in (x, r))
-    positive = relu_slope(x, r)
+    low, low0 = (minimum(value, 0) * (1 / width) for value in (site.x.x, site.x.r))
+    positive = relu_slope(site.x)
     return positive + (1 - positive) * (alpha / width) * exp_slope(exp(low), exp(low0), low - low0)
 
 
@@ -135,19 +134,19 @@ def _elu_slope(site: Site, alpha: float, width: float) -> Tensor:
 
 @slope("Relu")
 def relu(site: Site) -> Tensor:
-    return relu_slope(site.x.x, site.x.r)
+    return relu_slope(site.x)
 
 
 @slope("LeakyRelu")
 def leaky_relu(site: Site) -> Tensor:
     alpha: float = site.attribute("alpha", 0.01)
-    return alpha + (1 - alpha) * relu_slope(site.x.x, site.x.r)
+    return alpha + (1 - alpha) * relu_slope(site.x)
 
 
 @slope("PRelu", broadcasts=True)
 def prelu(site: Site) -> Tensor:
     alpha = site.input(1).x
-    return alpha + (1 - alpha) * relu_slope(site.x.x, site.x.r)
+    return alpha + (1 - alpha) * relu_slope(site.x)
 
 
 @slope("ThresholdedRelu")
@@ -256,9 +255,9 @@ def reciprocal(site: Site) -> Tensor:
 @slope("Softsign")
 def softsign(site: Site) -> Tensor:
     """(1 + c) / ((1 + |x|) (1 + |r|)), with c = 2 |x r| / |x - r| where the signs differ and 0 elsewhere."""
-    x, r = site.x.x, site.x.r
-    c = maximum(maximum(x, r), 0) * relu_slope(-x, -r) * 2
-    return (1 + c) / (1 + absolute(x)) / (1 + absolute(r))
+    opposite, size = site.x.map(lambda t: -t), site.x.map(absolute)
+    c = maximum(maximum(site.x.x, site.x.r), 0) * relu_slope(opposite) * 2
+    return (1 + c) / (1 + size.x) / (1 + size.r)
 
 
 # --- smooth, by the divided difference -------------------------------------------------------------------------------
@@ -278,7 +277,13 @@ def erf_(site: Site) -> Tensor:
 def gelu(site: Site) -> Tensor:
     if site.attribute("approximate", "none") == "tanh":
         return smooth(site, _tanh_gelu_derivative)
-    return smooth(site, lambda x: (erf(x * root(0.5)) + 1) * 0.5 + x * exp(x * x * -0.5) * (1 / root(2 * pi)))
+    return smooth(site, _gelu_derivative)
+
+
+def _gelu_derivative(x: Tensor) -> Tensor:
+    """With u = x / sqrt 2: (1 + erf(u)) / 2 + u exp(-u^2) / sqrt(pi)."""
+    u = x * root(0.5)
+    return (erf(u) + u * exp(-(u * u)) * (2 / root(pi)) + 1) * 0.5
 
 
 def _tanh_gelu_derivative(x: Tensor) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from onnxlift.functions import (
     arange,
     cast,
@@ -18,11 +20,14 @@ from onnxlift.functions import (
     widen,
 )
 from onnxlift.registry import rule
+from onnxlift.rules.axes import elements
 from onnxlift.rules.linear import channelwise
 from onnxlift.rules.selection import indexed
 from onnxlift.signed import Parts
 from onnxlift.site import Site, Value
-from onnxlift.tensor import Tensor
+from onnxlift.tensor import INT64, Tensor
+
+FLOAT64 = np.dtype(np.float64)
 
 # --- the way back ----------------------------------------------------------------------------------------------------
 
@@ -35,27 +40,24 @@ def by_index(site: Site) -> Sequence[Tensor | None]:
 
 def places_by_index(site: Site) -> Tensor:
     """The multiplier of the first input, whatever else is active."""
-    rest = [site.tensor(index) for index in range(1, len(site.inputs))]
+    rest, numbers = [site.tensor(index) for index in range(1, len(site.inputs))], numbered(site.x)
     if site.op == "Pad":
         rest[1:2] = [None]  # the value of a border, in modes that copy
-    origin = site.emitter.op(site.op, numbered(site.x), *rest, shape=site.y.shape, **site.attributes)
-    return to_origin(site.x, origin, site.m)
+        numbers = cast(numbers, FLOAT64)  # Pad of integers would stay on the CPU
+    origin = site.emitter.op(site.op, numbers, *rest, shape=site.y.shape, **site.attributes)
+    return to_origin(site.x, cast(origin, INT64), site.m)
 
 
 def numbered(x: Value) -> Tensor:
     """0, 1, 2 ... in the shape of x, as int64."""
-    return reshape(arange(_size(x)), x.run_shape)
+    return reshape(arange(elements(x)), x.run_shape)
 
 
 def to_origin(x: Value, origin: Tensor, m: Tensor) -> Tensor:
     """m, whose elements belong to the places of x that `origin` numbers; what meets at one place adds up."""
     wide = widen(reshape(m, [-1]))
-    nothing = expand(m.emitter.constant(0, wide.dtype), _size(x))
+    nothing = expand(m.emitter.constant(0, wide.dtype), elements(x))
     return cast(x.like(scatter_add(nothing, reshape(origin, [-1]), wide, axis=0)), x.dtype)
-
-
-def _size(x: Value) -> Tensor:
-    return x.run_shape.emitter.op("ReduceProd", x.run_shape, keepdims=1, shape=(1,))
 
 
 def zero_pad(m: Tensor, x: Value, begins: dict[int, int]) -> Tensor:

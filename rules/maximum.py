@@ -18,27 +18,20 @@ Signed parts follow their place: dy± = dx±_p dy/dx_p.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 
 import numpy as np
 
 from onnxlift.functions import (
     absolute,
-    arange,
     cast,
     clip,
     gather_elements,
     logical_and,
     logical_or,
-    maximum,
-    regroup,
     scatter_add,
-    shape_of,
-    transpose,
-    unsqueeze,
     where,
     widen,
 )
@@ -48,7 +41,7 @@ from onnxlift.rules.linear import summed
 from onnxlift.rules.slopes import quotient
 from onnxlift.signed import Parts
 from onnxlift.site import Site, Value
-from onnxlift.tensor import BOOL, INT64, Array, Tensor, limits
+from onnxlift.tensor import BOOL, Tensor, limits
 
 INT32 = np.dtype(np.int32)
 MINIMA = ("Min", "ReduceMin")
@@ -92,17 +85,29 @@ def maxima(*ops: str, parts: VariantParts, broadcasts: bool = False) -> Callable
     return register
 
 
-def winner(site: Site, variant: str, y: Value, i: Tensor, j: Tensor, r_i: Tensor, x_j: Tensor) -> tuple[Tensor, Tensor]:
-    """The place p and the factor dy/dx_p, from the places of both maxima and what the other run has there."""
+@dataclass(frozen=True)
+class Winner:
+    """The place p, of the place i of x's maximum and the place j of r's: i where `at_i` (None: everywhere); dy/dx_p."""
+
+    at_i: Tensor | None
+    factor: Tensor
+
+    def place(self, i: Tensor, j: Tensor) -> Tensor:
+        """What belongs to p, of what belongs to i and to j."""
+        return i if self.at_i is None else where(self.at_i, i, j)
+
+
+def winner(site: Site, variant: str, y: Value, i: Tensor, j: Tensor, r_i: Tensor, x_j: Tensor) -> Winner:
+    """From the places of both maxima and what the other run has there."""
     dy = y.d
     if variant == "argmax":
-        return i, dy.emitter.constant(1, dy.dtype)
+        return Winner(None, dy.emitter.constant(1, dy.dtype))
     tied = i.equals(j) if variant == "cross-max-first" else r_i.equals(y.r)
     at_i = logical_or(dy < 0 if site.op in MINIMA else dy > 0, tied)
     if variant == "indicator":
         at_i = logical_or(at_i, absolute(dy) < absolute(y.x - r_i) * SINGULAR)
     dx = where(at_i, y.x - r_i, x_j - y.r)
-    return where(at_i, i, j), quotient(dy, dx, y.x.equals(y.r), cast(tied, dy.dtype))
+    return Winner(at_i, quotient(dy, dx, y.x.equals(y.r), cast(tied, dy.dtype)))
 
 
 # --- windows of one tensor -------------------------------------------------------------------------------------------
@@ -127,11 +132,11 @@ class Routes:
         return gather_elements(part, self.place, self.axis) * self.factor
 
 
-def routes(site: Site, variant: str, rows: Value, y: Value, places: Value, axis: int) -> Routes:
+def winner_of_rows(site: Site, variant: str, rows: Value, y: Value, places: Value, axis: int) -> Winner:
     """From the places of both runs' maxima in `rows`."""
-    i, j, y = places.x, places.full_r, y.map(finite)
+    i, j = places.x, places.full_r
     r_i, x_j = gather_elements(rows.full_r, i, axis), gather_elements(rows.x, j, axis)
-    return Routes(rows, axis, *winner(site, variant, y, i, j, r_i, x_j))
+    return winner(site, variant, y.map(finite), i, j, r_i, x_j)
 
 
 def finite(y: Tensor) -> Tensor:
@@ -149,7 +154,8 @@ def rows_of_maxima(site: Site) -> Rows | None:
 def reduction_routes(site: Site, variant: str, rows: Rows) -> Routes:
     x = rows.value(site.x)
     places = x.map(partial(first_place, "ArgMin" if site.op in MINIMA else "ArgMax", rows.axis))
-    return routes(site, variant, x, rows.reduced(site.y), places, rows.axis)
+    found = winner_of_rows(site, variant, x, rows.reduced(site.y), places, rows.axis)
+    return Routes(x, rows.axis, found.place(places.x, places.full_r), found.factor)
 
 
 def reduced_parts(site: Site, variant: str) -> list[Parts]:
@@ -169,94 +175,10 @@ def reduction(site: Site, variant: str) -> list[Tensor]:
     return [rows.back(reduction_routes(site, variant, rows).back(rows.output(site.m)))]
 
 
-def first_place(op: str, axis: int, x: Tensor, keepdims: bool = True) -> Tensor:
+def first_place(op: str, axis: int, x: Tensor) -> Tensor:
     """Where the first maximum (or minimum) lies along `axis`."""
     assert x.shape is not None
-    shape = (*x.shape[:axis], *([1] if keepdims else []), *x.shape[axis + 1 :])
-    return x.emitter.op(op, x, axis=axis, keepdims=int(keepdims), shape=shape)
-
-
-def as_planes(t: Tensor) -> Tensor:
-    return regroup(t, 2, [-1])
-
-
-def pool_routes(site: Site, variant: str) -> Routes:
-    """Windows of any shape, in planes: a channel of a sample each."""
-    tiles = tiling(site)
-    places = site.x.map(partial(pooled_places, site) if tiles is None else partial(tiled_places, tiles))
-    return routes(site, variant, site.x.map(as_planes), site.y.map(as_planes), places, 2)
-
-
-def pooled_parts(site: Site, variant: str) -> list[Parts]:
-    found = pool_routes(site, variant)
-    return [Parts(*(site.y.like(found.forward(as_planes(part))) for part in site.x.parts))]
-
-
-@maxima("MaxPool", parts=pooled_parts)
-def max_pool(site: Site, variant: str) -> list[Tensor]:
-    """Windows of any shape; what a place wins in several of them adds up."""
-    return [site.x.like(pool_routes(site, variant).back(as_planes(site.m)))]
-
-
-def pooled_places(site: Site, x: Tensor) -> Tensor:
-    """The first maximum of every window as an index into its plane (a channel of a sample): [N, C, windows]."""
-    attributes = {name: value for name, value in site.attributes.items() if name != "storage_order"}
-    outputs = x.emitter.ops("MaxPool", x, shapes=[None, None], dtypes=[x.dtype, INT64], **attributes)
-    n, c, area = shape_of(x, 0, 1), shape_of(x, 1, 2), shape_of(x, 2)
-    if area.value is not None:
-        area = x.emitter.constant(area.value.prod(), INT64)
-    else:
-        area = x.emitter.op("ReduceProd", area, keepdims=0, shape=())
-    plane = unsqueeze(arange(n), [1]) * c + arange(c)
-    assert x.shape is not None
-    index = x.emitter.op("Reshape", outputs[1], x.emitter.ints([0, 0, -1]), shape=(*x.shape[:2], None))
-    index = x.emitter.op("Sub", index, unsqueeze(plane * area, [2]), shape=index.shape)
-    return maximum(index, 0)  # a kernel may call it -1 in a window of minus infinity
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """Windows side by side along one axis: `count` of `size` places each, of `extent` in all."""
-
-    count: int
-    size: int
-    extent: int
-
-
-def tiling(site: Site) -> list[Tiles] | None:
-    """The windows per spatial axis where they are tiles of a known number; None where they are not."""
-    sizes = [int(size) for size in site.attribute("kernel_shape")]
-    ones = [1] * len(sizes)
-    x, y = ((value.shape or ())[2:] for value in (site.x, site.y))
-    apart = list(site.attribute("strides", ones)) == sizes and list(site.attribute("dilations", ones)) == ones
-    if not apart or any(site.attribute("pads", [])) or not len(x) == len(y) == len(sizes):
-        return None
-    tiles = [Tiles(n // k, k, n) for n, k in zip(x, sizes, strict=True) if isinstance(n, int)]
-    return tiles if tuple(tile.count for tile in tiles) == y else None
-
-
-def tiled_places(tiles: Sequence[Tiles], x: Tensor) -> Tensor:
-    """As `pooled_places`, for tiles: the index within a tile, moved to where the tile begins."""
-    emitter, axes = x.emitter, range(2, 2 + len(tiles))
-    counts, covered = [tile.count for tile in tiles], [tile.count * tile.size for tile in tiles]
-    if any(tile.count * tile.size < tile.extent for tile in tiles):
-        bounds = map(emitter.ints, ([0] * len(tiles), covered, axes))
-        x = emitter.op("Slice", x, *bounds, shape=(*(x.shape or ())[:2], *covered))
-    split = regroup(x, 2, [extent for tile in tiles for extent in (tile.count, tile.size)])
-    order = [0, 1, *range(2, split.rank, 2), *range(3, split.rank, 2)]
-    windows = regroup(transpose(split, order), 2, [*counts, math.prod(tile.size for tile in tiles)])
-    within = first_place("ArgMax", axes.stop, windows, keepdims=False)
-    steps = [math.prod(tile.extent for tile in tiles[axis + 1 :]) for axis in range(len(tiles))]
-    if len(tiles) > 1:
-        table = _grid([tile.size for tile in tiles], steps)
-        within = emitter.op("Gather", emitter.ints(table.ravel().tolist()), within, axis=0, shape=within.shape)
-    starts = _grid(counts, [tile.size * step for tile, step in zip(tiles, steps, strict=True)])
-    return regroup(within + emitter.constant(starts, INT64), 2, [-1])
-
-
-def _grid(counts: Sequence[int], steps: Sequence[int]) -> Array:
-    """The flat index of every point of a grid with these `steps` between its points."""
-    return np.asarray(reduce(np.add.outer, [np.arange(n) * step for n, step in zip(counts, steps, strict=True)]))
+    return x.emitter.op(op, x, axis=axis, keepdims=1, shape=(*x.shape[:axis], 1, *x.shape[axis + 1 :]))
 
 
 # --- several tensors -------------------------------------------------------------------------------------------------
@@ -271,8 +193,9 @@ def shares(site: Site, variant: str) -> list[Tensor | None]:
     xs, rs = [value.x for value in values], [value.r for value in values]
     i, r_i = first_operand(xs, y.x, rs)
     j, x_j = first_operand(rs, y.r, xs)
-    p, factor = winner(site, variant, y, i, j, r_i, x_j)
-    return [where(p.equals(index), factor, 0.0) if index in active else None for index in range(len(values))]
+    found = winner(site, variant, y, i, j, r_i, x_j)
+    p = found.place(i, j)
+    return [where(p.equals(index), found.factor, 0.0) if index in active else None for index in range(len(values))]
 
 
 def operand_parts(site: Site, variant: str) -> list[Parts]:

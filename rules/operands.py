@@ -38,7 +38,7 @@ def prelu(site: Site) -> list[Tensor | None]:
     x, s = site.input(0), site.input(1)
     w_x = None
     if x.active:
-        positive = relu_slope(x.x, x.r)
+        positive = relu_slope(x)
         w_x = positive + s.mid * (1 - positive)
     return [w_x, x.map(lambda t: minimum(t, 0)).mid]
 

@@ -16,9 +16,19 @@ from onnxlift.registry import rule
 from onnxlift.rules.axes import evenly
 from onnxlift.rules.linear import channelwise
 from onnxlift.rules.slopes import abs_slope
-from onnxlift.rules.windows import Window, fit, known, mirrored_pads, numbers, transposed, windows
+from onnxlift.rules.windows import (
+    Window,
+    are_tiles,
+    cut,
+    known,
+    mirrored_pads,
+    numbers,
+    repeated,
+    transposed,
+    windows,
+)
 from onnxlift.site import Site, Value
-from onnxlift.tensor import FLOAT32, Tensor
+from onnxlift.tensor import Tensor
 
 
 @rule("linear", "GlobalAveragePool", parts=channelwise)
@@ -80,8 +90,8 @@ def _power(a: Tensor, p: int) -> Tensor:
 def _spread(site: Site, m: Tensor, spans: Sequence[Window]) -> Tensor:
     """Every place of a window receives m / (places of the kernel)."""
     places = math.prod(span.kernel for span in spans)
-    if all(span.kernel == span.stride and span.dilation == 1 for span in spans) and len(spans) <= 2:
-        return _repeated(site, m * (1 / places), spans)
+    if are_tiles(spans):
+        return cut(repeated(m * (1 / places), spans), spans)
     if all(span.stride == span.dilation == 1 for span in spans):
         return _pooled(site, m, spans)
     return _scattered(site, m, spans, 1 / places)
@@ -117,21 +127,6 @@ def _counts(site: Site, span: Window) -> Tensor:
     stop = minimum((limit - first + (span.dilation - 1)) / span.dilation, span.kernel)
     skipped = 0 if include else (maximum(0 - first, 0) + (span.dilation - 1)) / span.dilation
     return maximum(stop - skipped, 1)
-
-
-def _repeated(site: Site, share: Tensor, spans: Sequence[Window]) -> Tensor:
-    """Windows side by side: every share is repeated over its window."""
-    scales = site.emitter.constant([1, 1, *(span.kernel for span in spans)], FLOAT32)
-    full = site.emitter.op(
-        "Resize",
-        share,
-        None,
-        scales,
-        mode="nearest",
-        coordinate_transformation_mode="asymmetric",
-        nearest_mode="floor",
-    )
-    return fit(full, [0 - span.begin for span in spans], [0 - span.excess for span in spans])
 
 
 def _pooled(site: Site, m: Tensor, spans: Sequence[Window]) -> Tensor:

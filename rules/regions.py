@@ -249,8 +249,8 @@ def _maxima_back(site: Site, boxes: Tensor, taps_of: TapsOf) -> Tensor:
     z, z0 = seen(x.x), seen(x.full_r)
     i, j = (first_place("ArgMax", 2, t) for t in (z, z0))
     y = Value(site.y.name, gather_elements(z, i, 2), gather_elements(z0, j, 2), True, Pairing())
-    place, factor = winner(site, "cross-max", y, i, j, gather_elements(z0, i, 2), gather_elements(z, j, 2))
-    place, factor = squeeze(place, [2]), squeeze(factor, [2])  # [boxes, bins, channels]
+    found = winner(site, "cross-max", y, i, j, gather_elements(z0, i, 2), gather_elements(z, j, 2))
+    place, factor = squeeze(found.place(i, j), [2]), squeeze(found.factor, [2])  # [boxes, bins, channels]
     weight = gather_elements(where(present, weights, 0.0), place, 2)
     m = transpose(regroup(site.m, 2, [bins[0] * bins[1]]), [0, 2, 1]) * factor * weight
     flat = concat([emitter.ints([-1]), channels], axis=0)

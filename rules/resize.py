@@ -30,6 +30,7 @@ from onnxlift.functions import (
     widen,
 )
 from onnxlift.registry import rule
+from onnxlift.rules.axes import elements
 from onnxlift.signed import Parts
 from onnxlift.site import Site, Value
 from onnxlift.tensor import FLOAT32, INT64, Tensor
@@ -210,7 +211,7 @@ def _block_sums(how: Resizing) -> Tensor | None:
 def _by_number(how: Resizing) -> Tensor:
     """The operator moves the numbers 1, 2, 3 ... instead of x, and 0 comes from outside."""
     emitter, x = how.site.emitter, how.x
-    size = emitter.op("ReduceProd", x.run_shape, keepdims=1, shape=(1,))
+    size = elements(x)
     numbers = cast(reshape(arange(size) + 1, x.run_shape), INT32)
     origin, m = (reshape(tensor, [-1]) for tensor in (cast(how.again(numbers), INT64), widen(how.site.m)))
     sums = scatter_add(expand(emitter.constant(0, m.dtype), size + 1), origin, m, axis=0)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxlift.functions import (
+    amount,
     arange,
     cast,
     concat,
@@ -87,7 +88,7 @@ def _taps(site: Site, grid: Tensor, extents: list[Tensor]) -> list[Taps]:
     found = []
     for axis, extent in enumerate(extents):
         u = _coordinate(grid, axis, len(extents)) + 1
-        size = cast(extent, grid.dtype)
+        size = amount(extent, grid.dtype)
         u = u * 0.5 * (size - 1) if corners else (u * size - 1) * 0.5
         found.append(Taps.of(u, extent, kernel, border))
     return found

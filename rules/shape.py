@@ -184,7 +184,19 @@ def sliced(site: Site) -> Sequence[Tensor | None]:
         return by_index(site)
     begins = [int(start) for start in starts]
     along = range(len(begins)) if axes is None else [int(axis) % site.x.rank for axis in axes]
-    return [zero_pad(site.m, site.x, dict(zip(along, begins, strict=True)))]
+    ends = site.input(2).constant
+    cut = {
+        axis: begin
+        for index, (axis, begin) in enumerate(zip(along, begins, strict=True))
+        if begin or not _is_whole(site, axis, None if ends is None else int(ends[index]))
+    }
+    return [zero_pad(site.m, site.x, cut) if cut else site.m]
+
+
+def _is_whole(site: Site, axis: int, end: int | None) -> bool:
+    """Whether a Slice that begins at the first place of an axis ends at the last one."""
+    before, after = (None if value.shape is None else value.shape[axis] for value in (site.x, site.y))
+    return (end is not None and end >= 2**31 - 1) or (before is not None and before == after)
 
 
 @rule("movement", "Tile", parts=channelwise)

@@ -12,10 +12,17 @@ from onnxlift.site import Value
 from onnxlift.tensor import Tensor, limits
 
 
-def relu_slope(x: Tensor, r: Tensor) -> Tensor:
-    """max(x, r) / |x - r| clipped to [0, 1]: exact for every pair, 0 at x = r = 0."""
-    distance = maximum(absolute(x - r), limits(x).smallest)
-    return clip(maximum(x, r) / distance, 0, 1)
+def relu_slope(x: Value) -> Tensor:
+    """max(x, r) / |x - r| clipped to [0, 1]: exact for every pair, 0 at x = r = 0.
+
+    Where pairs share x or r, (max(x, 0) + max(r, 0)) / (|x| + |r|): the same, with fewer operations on pairs. In half
+    precision these sums might overflow.
+    """
+    smallest = limits(x.x).smallest
+    if x.is_shared and x.dtype.itemsize >= 4:
+        up, size = x.map(lambda t: clip(t, 0)), x.map(absolute)
+        return (up.x + up.r) / (size.x + (size.r + smallest))
+    return clip(maximum(x.x, x.r) / maximum(absolute(x.d), smallest), 0, 1)
 
 
 def tanh_over(d: Tensor, scale: float = 0.5) -> Tensor:

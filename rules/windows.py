@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from onnxlift.functions import concat, maximum
 from onnxlift.site import Site
-from onnxlift.tensor import Tensor
+from onnxlift.tensor import FLOAT32, Tensor
 
 LAST = 2**63 - 1
 
@@ -148,8 +148,32 @@ def transposed(site: Site, m: Tensor, weight: Tensor, spans: Sequence[Window], g
     return fit(full, before, after)
 
 
-def fit(tensor: Tensor, before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
-    """Add so many zeros in front of and behind the spatial axes of a tensor; cut where the number is negative."""
+def are_tiles(spans: Sequence[Window]) -> bool:
+    """Whether the windows lie side by side, along few enough axes for `repeated`."""
+    return len(spans) <= 2 and all(span.kernel == span.stride and span.dilation == 1 for span in spans)
+
+
+def repeated(tensor: Tensor, spans: Sequence[Window]) -> Tensor:
+    """A number of every tile repeated over it; what tiles have beyond the input, in the padding, is there too."""
+    scales = tensor.emitter.constant([1, 1, *(span.kernel for span in spans)], FLOAT32)
+    return tensor.emitter.op(
+        "Resize",
+        tensor,
+        None,
+        scales,
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
+
+
+def cut(tensor: Tensor, spans: Sequence[Window]) -> Tensor:
+    """What tiles have beyond the input cut off, and zeros where none reaches."""
+    return fit(tensor, [0 - span.begin for span in spans], [0 - span.excess for span in spans])
+
+
+def fit(tensor: Tensor, before: Sequence[Tensor], after: Sequence[Tensor], fill: float | None = None) -> Tensor:
+    """Add so many zeros (or `fill`) in front of and behind the spatial axes of a tensor; cut where it is negative."""
     emitter = tensor.emitter
     sizes = [known(size) for size in (*before, *after)]
     if all(size == 0 for size in sizes):
@@ -160,4 +184,5 @@ def fit(tensor: Tensor, before: Sequence[Tensor], after: Sequence[Tensor]) -> Te
         axes = range(2, 2 + len(before))
         return emitter.op("Slice", tensor, *map(emitter.ints, (starts, stops, axes)))
     none = emitter.ints([0, 0])
-    return emitter.op("Pad", tensor, concat([none, *before, none, *after], axis=0))
+    value = None if fill is None else emitter.constant(fill, tensor.dtype)
+    return emitter.op("Pad", tensor, concat([none, *before, none, *after], axis=0), value)

@@ -86,10 +86,7 @@ def test_help_shows_an_example_of_each_command() -> None:
 @pytest.mark.parametrize("command", ["rewrite", "explain", "inspect", "verify"])
 def test_the_options_are_named_as_in_python(command: str) -> None:
     said = re.sub(r"-\n +", "-", call(command, "--help").stdout)
-    absent = {
-        "inspect": {"target", "reference", "expose", "emit"},
-        "verify": {"expose", "emit"},
-    }.get(command, set())
+    absent = {"verify": {"expose", "emit", "keep"}}.get(command, set())
     for name in RewriteOptions.__annotations__.keys() - absent:
         assert f"--{name.replace('_', '-')} " in said
     for name in (*RULES, *PROFILES, "integrated-gradients:20"):
@@ -173,6 +170,37 @@ def test_inspect_shows_what_a_preset_does(folder: Path) -> None:
     assert facts["reveal_cancel"] == ["dense"]
     assert {node["node"]: node["rule"] for node in facts["nodes"]}["dense"] == "deeplift-reveal-cancel"
     assert "RevealCancel" not in call("inspect", "dna.onnx").stdout
+
+
+def test_inspect_tells_what_a_gpu_would_not_run(folder: Path) -> None:
+    said = call("inspect", "model.onnx", "--provider", "cuda").stdout
+    assert "runs on the GPU" in said
+    assert "nothing ran" in said
+    facts = json.loads(call("inspect", "explainer.onnx", "--provider", "cuda", "--json").stdout)
+    assert (facts["is_on_gpu"], facts["on_cpu"], facts["copies"]) == (True, [], [])
+    made = model("g (float[N, 6] x) => (float[N, 6] y) { h = Relu(x) t = Tan(h) y = Relu(t) }")
+    made.graph.node[1].name = "odd"
+    onnx.save(made, "tan.onnx")
+    said = call("inspect", "tan.onnx", "--provider", "cuda", "--reference", "paired", status=1).stdout
+    for words in ("odd", "no kernel", "to the host", "in every run", "leaves the GPU"):
+        assert words in said
+    facts = json.loads(call("inspect", "tan.onnx", "--provider", "cuda", "--json", status=1).stdout)
+    assert {"node": "odd", "op": "Tan", "reason": "no kernel", "body": [], "shape": False} in facts["on_cpu"]
+    assert {"tensor": "h", "to": "host", "body": []} in facts["copies"]
+    assert "odd" not in call("inspect", "tan.onnx", "--provider", "cuda", "-q", status=1).stdout
+    call("inspect", "model.onnx", "--provider", "tpu", status=2)
+
+
+def test_shapes_are_fixed(folder: Path) -> None:
+    make = ("rewrite", "model.onnx", "new.onnx", "--target", "1", "--shape")
+    assert "x_contributions float32 [5, 6]" in call(*make, "x=5,6").stdout
+    said = call(*make, "x=5,6", "--reference", "shared").stdout
+    assert "input 'x_reference' is still dynamic, [references, 6]" in said
+    call("rewrite", "model.onnx", "zeros.onnx", "--target", "1", "--reference", "zeros", "--shape", "x=2,6")
+    call("explain", "zeros.onnx", "x.npy", "--out", "out.npz")
+    assert np.load("out.npz")["x_contributions"].shape == X.shape
+    for shape in ("x", "x=", "x=a,6", "=5,6", "x=5", "x=5,7", "z=5,6"):
+        call(*make, shape, status=2)
 
 
 def test_inspect_frees_a_fixed_batch_as_rewrite_does(folder: Path) -> None:

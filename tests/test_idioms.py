@@ -6,6 +6,7 @@ import laws
 import numpy as np
 import onnx
 import pytest
+from onnx_text import floats, parse, same
 
 from onnxlift import rewrite
 from onnxlift.model import normal_form
@@ -105,3 +106,37 @@ def test_a_spectrum_is_one_sided_by_default() -> None:
     assert laws.run(model, {"x": x})["y"].shape == (2, 3, 5, 2)
     got = laws.run(rewrite(model, target=(0, 1, 0)), {"x": x, "x_reference": r})
     np.testing.assert_allclose(got["completeness_gap"], 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_a_transposed_half_is_cast_before_it_is_transposed(kind: str) -> None:
+    """ONNX Runtime 1.31 crashes on some of these models, so that only their normal form runs."""
+    body = "t = Transpose <perm = [1, 0, 2]> (x)\nc = Cast <to = 1> (t)\ny = MatMul(c, w)\nz = Relu(t)"
+    weight = floats(4, 5)
+    result = normal_form(parse(body, f"{kind}[N, 3, 4] x", f"float[3, N, 5] y, {kind}[3, N, 4] z", w=weight))
+    assert ops(result) == ["Transpose", "Cast", "Transpose", "MatMul", "Relu"]
+    assert normal_form(result) == result
+    if kind == "float16":
+        x = floats(2, 3, 4).astype(np.float16)
+        got = laws.run(result, {"x": x})
+        np.testing.assert_allclose(got["y"], x.transpose(1, 0, 2).astype(np.float32) @ weight, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(got["z"], np.maximum(x.transpose(1, 0, 2), 0))
+
+
+@pytest.mark.parametrize("op", ["ArgMax", "ArgMin"])
+def test_integers_are_searched_as_floats(op: str) -> None:
+    x = RNG.integers(-(2**31), 2**31 - 1, (3, 7)).astype(np.int32)
+    x[0, 2:4] = 2**31 - 1, 2**31 - 2  # alike in float32
+    x[1, 2:4] = -(2**31), -(2**31) + 1
+    result = same(parse(f"y = {op} <axis = 1> (x)", "int32[N, 7] x", "int64[N, 1] y"), x=x)
+    assert ops(result) == ["Cast", op]
+
+
+def test_a_sum_over_no_axes_is_left_out() -> None:
+    body = "n = Equal (c, five) i = NonZero (n) a = Reshape (i, minus) y = ReduceSum <noop_with_empty_axes = 1> (x, a)"
+    constants = {"c": np.int64([3, 4]), "five": np.int64([5]), "minus": np.int64([-1])}
+    assert ops(same(parse(body, **constants))) == ["Identity"]
+    constants["five"] = np.int64([4])
+    summed = same(parse(body, outputs="float[N, 1] y", **constants))
+    assert ops(summed) == ["ReduceSum"]
+    assert onnx.numpy_helper.to_array(summed.graph.initializer[0]).tolist() == [1]

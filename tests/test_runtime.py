@@ -134,21 +134,6 @@ def test_integrated_gradients_in_batches() -> None:
     close(whole.contributions["x"], gradients.mean(axis=0) * (X - R))
 
 
-def test_how_many_samples_run_at_once() -> None:
-    """Rows of the walk are what takes memory: a row for every sample, reference and interval."""
-
-    def size(references: int = 1, **options: object) -> int:
-        explain = explainer(reference="paired" if references == 1 else "shared", **options)
-        return explain._chunk_size(explain.intake.feed(X, R[:references]))
-
-    assert size() == 1024
-    assert size(4) == 256
-    assert size(rule="integrated-gradients:20") == 1024 // 20
-    assert size(4, rule="integrated-gradients:20") == 1024 // 80
-    assert size(4, rule="integrated-gradients:9999") == 1
-    assert size(4, rule="integrated-gradients:20", batch_size=5) == 5
-
-
 def test_a_fixed_batch_is_filled_up() -> None:
     text = MLP.replace("N", "4")
     explanation = explainer(text)(X, reference=R)
@@ -184,9 +169,10 @@ def test_an_output_that_batches_cannot_join() -> None:
         y = Relu(x) i = ReduceMax<keepdims=0>(x) ax = Constant<value_ints=[0]>() z = Unsqueeze(i, ax)
     }"""
     explain = onnxlift.Explainer(model(text), target=0, reference="zeros")
-    assert explain(X).outputs["z"].shape == (1,)
+    for _ in range(2):
+        assert explain(X).outputs["z"] == X.astype(np.float32).max()
     explain.batch_size = 2
-    with pytest.raises(onnxlift.DataError, match="output 'z' differs between batches"):
+    with pytest.raises(onnxlift.DataError, match=r"output 'z' differs between batches .* with batch_size=7"):
         explain(X)
 
 
@@ -385,7 +371,7 @@ def test_tolerances_that_say_nothing(tolerance: float) -> None:
 def test_what_the_model_itself_refuses() -> None:
     text = "g (float[N, 6] x, int64[M] i) => (float[N, M] y) { h = Relu(x)\n y = Gather<axis=1>(h, i) }"
     explain = onnxlift.Explainer(model(text), inputs=["x"], target=0, reference="zeros")
-    with pytest.raises(onnxlift.DataError, match="cannot run on samples 0 to 6: Gather node") as refusal:
+    with pytest.raises(onnxlift.DataError, match="cannot run on samples 0 to 0: Gather node") as refusal:
         explain({"x": X, "i": [9]})
     assert "ONNXRuntimeError" not in str(refusal.value)
 

@@ -36,7 +36,7 @@ class Draft(Emitter):
             self._tensors[name] = Tensor(self, detached(name, dtype, shape, self._types.value(name)))
         return self._tensors[name]
 
-    def constant(self, value: Any, dtype: np.dtype[Any]) -> Tensor:
+    def constant(self, value: Any, dtype: np.dtype[Any], *, host: bool = False) -> Tensor:
         name = self._types.name(f"{self._origin}/constant")
         self._types.add_constant(numpy_helper.from_array(np.asarray(value, dtype=dtype), name))
         return self.tensor(name)

@@ -171,6 +171,11 @@ def _result(arrays: Mapping[str, Array], key: str, source: str) -> Array:
     if key not in arrays:
         raise DataError(f"{source} has no array {key!r}: give what `onnxlift explain --out` wrote")
     array, first = arrays[key], arrays.get(TARGET_OUTPUT, arrays[key])
+    if array.ndim == 2 and array.shape == first.shape:
+        raise DataError(
+            f"{source} explains {array.shape[1]} targets of each sample, and one can be shown at a time: explain the "
+            "one to show by itself"
+        )
     if array.dtype.kind != "f" or array.ndim > 1 or array.shape != first.shape or not array.size:
         raise DataError(
             f"{key!r} in {source} must be a number for each sample, not {array.dtype} {shown(array.shape)}: give what "
