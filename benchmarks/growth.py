@@ -28,7 +28,7 @@ class Series:
         sizes: of it.
         network: of a size.
         shape: of the samples, of a size.
-        references: for each sample, of a size; the forward is then of all samples and references.
+        references: for each sample, of a size; the forward is of as many rows as there are pairs.
     """
 
     what: str
@@ -70,11 +70,11 @@ def _times(series: Series, folder: Path) -> tuple[list[list[float]], list[list[f
     for size in series.sizes:
         count = series.references(size)
         x = noise(*series.shape(size))
-        every = noise(len(x) * (1 + count), *x.shape[1:]) if count > 1 else x
+        pairs = noise(len(x) * count, *x.shape[1:])
         given = torch.from_numpy(x)
         model = export(made(partial(series.network, size), given), given, folder / "growth.onnx")
         explainer = rewritten(model, reference="grouped" if count > 1 else "paired", target=0)
-        times = interleaved({"ours": runs(explainer, _feed(x, count)), "theirs": runs(model, {"x": every})}, ROUNDS)
+        times = interleaved({"ours": runs(explainer, _feed(x, count)), "theirs": runs(model, {"x": pairs})}, ROUNDS)
         ours.append(times["ours"])
         theirs.append(times["theirs"])
     return ours, theirs

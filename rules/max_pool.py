@@ -22,7 +22,7 @@ from onnxlift.rules.maximum import INT32, Routes, maxima, winner_of_rows
 from onnxlift.rules.windows import LAST, Window, are_tiles, cut, fit, known, numbers, repeated, windows
 from onnxlift.signed import Parts
 from onnxlift.site import Site
-from onnxlift.tensor import INT64, Emitter, Tensor
+from onnxlift.tensor import INT64, Emitter, Tensor, limits
 
 UINT8 = np.dtype(np.uint8)
 MOST_TAPS = 25
@@ -78,13 +78,9 @@ def _indices(site: Site, x: Tensor) -> Tensor:
 
 
 def _spans(site: Site) -> list[Window] | None:
-    """The windows, where they are known and have few places; None elsewhere.
-
-    Not in half precision: where ONNX Runtime has no kernel for it, it computes a pool from numbers that it has not
-    rounded yet, and no tap shows y then.
-    """
+    """The windows, where they are known and have few places; None elsewhere."""
     kernel = numbers(site, "kernel_shape", [])
-    if math.prod(kernel) > MOST_TAPS or site.x.dtype.itemsize < 4:
+    if math.prod(kernel) > MOST_TAPS:
         return None
     try:
         spans = windows(site, kernel)
@@ -109,14 +105,26 @@ def _is_inside(span: Window, tap: int) -> bool:
 
 
 def _first_tap(spans: Sequence[Window], x: Tensor, y: Tensor) -> Tensor:
-    """The number of the first tap that shows y, uint8, [N, C, windows]."""
+    """The number of the first tap that shows y, uint8, [N, C, windows].
+
+    In half precision it need not show y exactly: where ONNX Runtime has no kernels for that, it computes the pool from
+    numbers that it has not rounded yet. There the first tap is found that is larger than all before it.
+    """
     emitter = x.emitter
     taps = list(product(*(range(span.kernel) for span in spans)))
     inside = max(index for index, tap in enumerate(taps) if all(map(_is_inside, spans, tap)))
     number = emitter.constant(inside, UINT8)  # for a window of NaN, where none is equal
-    for index in reversed(range(len(taps))):
-        if not index == inside == len(taps) - 1:
-            number = where(_seen(spans, taps[index], x).equals(y), emitter.constant(index, UINT8), number)
+    if x.dtype.itemsize < 4:
+        top = emitter.constant(-limits(x).largest, x.dtype)
+        for index, tap in enumerate(taps):
+            seen = _seen(spans, tap, x)
+            larger = seen > top
+            number = where(larger, emitter.constant(index, UINT8), number)
+            top = where(larger, seen, top)
+    else:
+        for index in reversed(range(len(taps))):
+            if not index == inside == len(taps) - 1:
+                number = where(_seen(spans, taps[index], x).equals(y), emitter.constant(index, UINT8), number)
     number.shape = (*(x.shape or ())[:2], *(_int(span.positions) for span in spans))
     return _planes(number)
 

@@ -735,9 +735,13 @@ REFUSED: dict[str, tuple[str, str, Callable[[], object] | None]] = {
     "no target": (
         "c.npz --out out.png", "has no array 'target_output'", lambda: np.savez("c.npz", x_contributions=normal(2, 3))
     ),
-    "target per class": (
-        "c.npz --out out.png", "'target_output' in c.npz must be a number for each sample, not float32 [2, 3]",
+    "several targets": (
+        "c.npz --out out.png", "c.npz explains 3 targets of each sample, and one can be shown at a time",
         lambda: np.savez("c.npz", **(explained(normal(2, 3)) | {"target_output": normal(2, 3)})),
+    ),
+    "target with axes": (
+        "c.npz --out out.png", "'target_output' in c.npz must be a number for each sample, not float32 [2, 3, 1]",
+        lambda: np.savez("c.npz", **(explained(normal(2, 3)) | {"target_output": normal(2, 3, 1)})),
     ),
     "fewer gaps": (
         "c.npz --out out.png", "'completeness_gap' in c.npz must be a number for each sample",
