@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from onnxlift.machine import free_memory, held_memory
 
-GAIN = 0.05  # twice the samples must save this share of the time of each
+GAIN = 0.02  # twice the samples must save this share of the time of each
 QUICK, JUMP = 1e-3, 8  # a run below this many seconds is mostly overhead: more than double
 SHARE = 0.25  # of the memory that is free without the session
 LEAP = 64  # times the largest run so far, at most: what is measured of a small one is not exact

@@ -23,7 +23,7 @@ Provider = str | tuple[str, dict[str, Any]]
 
 _DRIVERS = ("libcuda.so.1", "nvcuda.dll")
 _SILENT = 4
-_SPIN_US = "50"  # microseconds
+_SPIN_US = "100"  # microseconds
 
 
 def open_session(

@@ -122,9 +122,10 @@ def _first_tap(spans: Sequence[Window], x: Tensor, y: Tensor) -> Tensor:
             number = where(larger, emitter.constant(index, UINT8), number)
             top = where(larger, seen, top)
     else:
+        largest = _largest_until if _fill(spans) else _seen
         for index in reversed(range(len(taps))):
             if not index == inside == len(taps) - 1:
-                number = where(_seen(spans, taps[index], x).equals(y), emitter.constant(index, UINT8), number)
+                number = where(largest(spans, taps[index], x).equals(y), emitter.constant(index, UINT8), number)
     number.shape = (*(x.shape or ())[:2], *(_int(span.positions) for span in spans))
     return _planes(number)
 
@@ -141,6 +142,24 @@ def _seen(spans: Sequence[Window], tap: Sequence[int], x: Tensor) -> Tensor:
         before.append(x.emitter.ints([-shift]))
         after.append(x.emitter.ints([_int(span.positions) + shift - length]))
     return fit(x, before, after, math.nan)
+
+
+def _fill(spans: Sequence[Window]) -> bool:
+    """Whether the windows are tiles that begin at the first place and lie within the input."""
+    return are_tiles(spans) and all(_int(span.begin) == 0 and _int(span.excess) <= 0 for span in spans)
+
+
+def _largest_until(spans: Sequence[Window], tap: Sequence[int], x: Tensor) -> Tensor:
+    """The maximum of the rows and columns of every tile up to those of a tap.
+
+    It shows y from the first maximum on, row by row, and is a pool: ONNX Runtime runs it in all threads, and slices in
+    one.
+    """
+    kernel, strides = [t + 1 for t in tap], [span.stride for span in spans]
+    found = x.emitter.op("MaxPool", x, kernel_shape=kernel, strides=strides)
+    lengths = [(_int(span.extent) - size) // span.stride + 1 for span, size in zip(spans, kernel, strict=True)]
+    after = [x.emitter.ints([_int(span.positions) - length]) for span, length in zip(spans, lengths, strict=True)]
+    return fit(found, [x.emitter.ints([0])] * len(spans), after)
 
 
 def _place(spans: Sequence[Window], taps: Tensor) -> Tensor:
