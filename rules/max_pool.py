@@ -17,7 +17,7 @@ from itertools import product
 import numpy as np
 
 from onnxlift.errors import Unsupported
-from onnxlift.functions import arange, cast, maximum, regroup, shape_of, unsqueeze, where
+from onnxlift.functions import arange, cast, maximum, regroup, shape_of, split, unsqueeze, where
 from onnxlift.rules.maximum import INT32, Routes, maxima, winner_of_rows
 from onnxlift.rules.windows import LAST, Window, are_tiles, cut, fit, known, numbers, repeated, windows
 from onnxlift.signed import Parts
@@ -132,16 +132,38 @@ def _first_tap(spans: Sequence[Window], x: Tensor, y: Tensor) -> Tensor:
 
 def _seen(spans: Sequence[Window], tap: Sequence[int], x: Tensor) -> Tensor:
     """What a tap of every window sees, in the shape of the windows; NaN in the padding."""
-    before, after = [], []
-    for axis, (span, t) in enumerate(zip(spans, tap, strict=True), start=2):
-        shift, start = divmod(t * span.dilation - _int(span.begin), span.stride)
-        length = -(-(_int(span.extent) - start) // span.stride)
-        if start or span.stride > 1:  # axis by axis: taps share what is cut, and ONNX Runtime is twice as fast
-            bounds = map(x.emitter.ints, ([start], [LAST], [axis], [span.stride]))
-            x = x.emitter.op("Slice", x, *bounds, shape=(*(x.shape or ())[:axis], length, *(x.shape or ())[axis + 1 :]))
-        before.append(x.emitter.ints([-shift]))
-        after.append(x.emitter.ints([_int(span.positions) + shift - length]))
-    return fit(x, before, after, math.nan)
+    shifts, starts = zip(
+        *(divmod(t * span.dilation - _int(span.begin), span.stride) for span, t in zip(spans, tap, strict=True)),
+        strict=True,
+    )
+    found = _every(x, [span.stride for span in spans], starts)
+    lengths = [-(-(_int(span.extent) - start) // span.stride) for span, start in zip(spans, starts, strict=True)]
+    before = [x.emitter.ints([-shift]) for shift in shifts]
+    after = [
+        x.emitter.ints([_int(span.positions) + shift - length])
+        for span, shift, length in zip(spans, shifts, lengths, strict=True)
+    ]
+    return fit(found, before, after, math.nan)
+
+
+def _every(x: Tensor, strides: Sequence[int], starts: Sequence[int]) -> Tensor:
+    """x[..., start::stride, ...] along the spatial axes.
+
+    Of squares that fill the image all starts are taken apart at once, in one pass over x; else axis by axis, so that
+    starts share what is cut, and ONNX Runtime takes half the time. Slice has kernels for half precision, and rounds.
+    """
+    emitter, (stride, *others), shape = x.emitter, strides, x.shape or ()
+    channels, *extents = shape[1:]
+    square = others == [stride] and stride > 1 and all(isinstance(size, int) and not size % stride for size in extents)
+    if square and isinstance(channels, int) and x.dtype.itemsize >= 4:
+        apart = emitter.op("SpaceToDepth", x, blocksize=stride, shape=(shape[0], channels * stride**2, None, None))
+        return split(apart, [channels] * stride**2, 1)[starts[0] * stride + starts[1]]
+    for axis, (start, step) in enumerate(zip(starts, strides, strict=True), start=2):
+        if start or step > 1:
+            x = emitter.op(
+                "Slice", x, *map(emitter.ints, ([start], [LAST], [axis], [step])), shape=(None,) * len(shape)
+            )
+    return x
 
 
 def _fill(spans: Sequence[Window]) -> bool:
