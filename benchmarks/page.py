@@ -33,6 +33,8 @@ def page(folder: Path) -> str:
     for name, case in CASES.items():
         parts += [f"## {case.title}\n", f"{case.about} (`{name}`)\n"]
         parts.append(section(found[name], usual) if name in found else "Not run yet.\n")
+        if case.limit and name in found and any(line.reached is False for line in found[name].rows):
+            parts.append(f"**What is out of reach, and why.** {case.limit}\n")
     return "\n".join(parts)
 
 

@@ -87,7 +87,19 @@ def sequence_network() -> onnx.ModelProto:
     return laws.model(text, **weights(w1=(16, 4, 7), w2=(16, 16, 3), w3=(160, 2)))
 
 
-NETWORKS = {"images": image_network, "encoder": encoder, "sequences": sequence_network}
+def recurrent_network() -> onnx.ModelProto:
+    """An LSTM, which becomes a Scan."""
+    text = """
+    g (float[N, 6, 4] x) => (float[N, 5] y) {
+        t = Transpose <perm = [1, 0, 2]> (x)
+        all, last = LSTM <hidden_size = 5> (t, w, r, b)
+        y = Squeeze (last, axes)
+    }
+    """
+    return laws.model(text, axes=np.array([0]), **weights(w=(1, 20, 4), r=(1, 20, 5), b=(1, 40)))
+
+
+NETWORKS = {"images": image_network, "encoder": encoder, "sequences": sequence_network, "recurrent": recurrent_network}
 REFERENCES = ("paired", "zeros", "shared", "grouped")
 
 
