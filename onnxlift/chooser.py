@@ -68,6 +68,10 @@ class Chooser:
             and (choice.fed_by == "*" or match(self.fed_by(node), choice.fed_by))
         )
 
+    def is_named(self, node: Node) -> bool:
+        """Whether a choice of the plan is about this node, not about every node that has the rule."""
+        return any(choice.is_specific and self._matches(choice, node) for choice in self.plan.choices)
+
     def fed_by(self, node: Node) -> str:
         """The operator that feeds a node's first input, behind biases, scales and reshapes; empty for an input."""
         passed = []

@@ -45,6 +45,7 @@ def _is_free(nodes: Sequence[Node], chooser: Chooser, kept: Collection[str | Non
     return all(
         (rule := chooser.rule(node)) is not None
         and rule is registry.find(node.op)
+        and not chooser.is_named(node)
         and (
             node is nodes[-1]
             or all(

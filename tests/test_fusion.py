@@ -76,12 +76,23 @@ def test_gelu_is_one_operator(gelu: str) -> None:
         (network(GELUS["legacy torch"]), {"inputs": ["u"]}),
         (network(GELUS["legacy torch"]), {"rule": "liftpad"}),
         (network(GELUS["legacy torch"]), {"rule": "reveal-cancel"}),
+        (network(GELUS["legacy torch"]), {"plan": onnxlift.Plan([onnxlift.Choice("rescale", op="Erf")])}),
         (network(GELUS["legacy torch"], more=", float[N, 5] e"), {}),
         (network(GELUS["legacy torch"], "double"), {}),
         (network(GELUS["legacy torch"].replace("half)", "over)")), {}),
         (network(GELUS["legacy torch"].replace("a =", "q =") + " a = Mul (q, t)"), {}),
     ],
-    ids=["exposed", "attributed", "a plan for Mul", "reveal-cancel", "an output", "float64", "no half", "read again"],
+    ids=[
+        "exposed",
+        "attributed",
+        "a plan for Mul",
+        "reveal-cancel",
+        "named by a plan",
+        "an output",
+        "float64",
+        "no half",
+        "read again",
+    ],
 )
 def test_gelu_is_left_alone(model: onnx.ModelProto, options: dict[str, object]) -> None:
     assert "Gelu" not in ops(onnxlift.rewrite(model, target=0, **options))
