@@ -32,7 +32,7 @@ from onnxlift.rules.slopes import (
 )
 from onnxlift.signed import Multiplier, Parts
 from onnxlift.site import Site, Value
-from onnxlift.tensor import Tensor, limits, unary
+from onnxlift.tensor import Tensor, unary
 
 M = TypeVar("M", Tensor, Multiplier)
 
@@ -275,24 +275,22 @@ def erf_(site: Site) -> Tensor:
 
 @slope("Gelu")
 def gelu(site: Site) -> Tensor:
-    """Of x (1 + e(x)) / 2, e being erf(x / sqrt 2) or a tanh: (2 + e + e0 + (x + r) (e - e0) / (x - r)) / 4.
-
-    Between points that are nearer than the balance of both errors, that of the points so far apart around the same
-    midpoint: nothing to select, and no derivative, which would cost more than the second e.
-    """
-    gate = _tanh_gate if site.attribute("approximate", "none") == "tanh" else _erf_gate
-    total, width = site.x.x + site.x.r, maximum(absolute(site.x.d), limits(site.x.x).balance)
-    e, e0 = gate((total + width) * 0.5), gate((total - width) * 0.5)
-    return (e + e0 + (e - e0) * total / width + 2) * 0.25
+    if site.attribute("approximate", "none") == "tanh":
+        return smooth(site, _tanh_gelu_derivative)
+    return smooth(site, _gelu_derivative)
 
 
-def _erf_gate(x: Tensor) -> Tensor:
-    return erf(x * root(0.5))
+def _gelu_derivative(x: Tensor) -> Tensor:
+    """With u = x / sqrt 2: (1 + erf(u)) / 2 + u exp(-u^2) / sqrt(pi)."""
+    u = x * root(0.5)
+    return (erf(u) + u * exp(-(u * u)) * (2 / root(pi)) + 1) * 0.5
 
 
-def _tanh_gate(x: Tensor) -> Tensor:
-    c, x = root(2 / pi), clip(x, -10, 10)  # 1 from there on
-    return tanh(x * (x * x * (0.044715 * c) + c))
+def _tanh_gelu_derivative(x: Tensor) -> Tensor:
+    x = clip(x, -10, 10)  # 0 and 1 from there on
+    c, square = root(2 / pi), x * x
+    t = tanh(x * (1 + square * 0.044715) * c)
+    return (1 + t) * 0.5 + x * (1 - t * t) * (1 + square * (3 * 0.044715)) * (0.5 * c)
 
 
 @slope("Mish")
