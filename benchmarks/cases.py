@@ -67,8 +67,8 @@ CASES = {
         "images:measure_references",
         "In so small a network the forward passes, which pairs share, are an eighth of a paired explanation, and the "
         "rest is done for every pair: the way back through two convolutions, the slopes, and the routes of two pools. "
-        "What makes these faster makes a paired explanation faster as well. The goal is within reach where "
-        "convolutions cost more: a pair then costs little more than a third.",
+        "What makes these faster makes a paired explanation faster as well. `Explainer` runs so many pairs at once "
+        "that they stay in the cache.",
     ),
     "bert": Case(
         "A transformer",
