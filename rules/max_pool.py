@@ -124,7 +124,7 @@ def _first_tap(spans: Sequence[Window], x: Tensor, y: Tensor) -> Tensor:
     else:
         largest = _largest_until if _fill(spans) else _seen
         for index in reversed(range(len(taps))):
-            if not index == inside == len(taps) - 1:
+            if not index or index != inside or index < len(taps) - 1:  # the last one need not be looked for
                 number = where(largest(spans, taps[index], x).equals(y), emitter.constant(index, UINT8), number)
     number.shape = (*(x.shape or ())[:2], *(_int(span.positions) for span in spans))
     return _planes(number)

@@ -28,6 +28,7 @@ POOLS = {
     "ceil": ([6, 6], "kernel_shape = [3, 3], strides = [2, 2], ceil_mode = 1, pads = [0, 1, 0, 1]"),
     "storage order": ([5, 4], "kernel_shape = [2, 2], storage_order = 1"),
     "gaps": ([8], "kernel_shape = [2], strides = [3]"),
+    "one place": ([5, 4], "kernel_shape = [1, 1], strides = [2, 2], ceil_mode = 1"),
 }
 REDUCTIONS = {
     "one axis": ([2], 1),
