@@ -39,7 +39,7 @@ def print_placement(path: str, facts: Mapping[str, Any], *, quiet: bool, verbose
         "on the CPU": f"{on_cpu}{ops}, and {shapes} of shape arithmetic",
         "copies": f"{len(facts['copies'])} between CPU and GPU",
         "table": f"the kernels of ONNX Runtime {facts['onnxruntime']}; nothing ran",
-        "verdict": "runs on the GPU" if facts["is_on_gpu"] else "leaves the GPU",
+        "verdict": "placed on the GPU" if facts["is_on_gpu"] else "leaves the GPU",
     }
     print_fields(path, fields)
 

@@ -174,7 +174,7 @@ def test_inspect_shows_what_a_preset_does(folder: Path) -> None:
 
 def test_inspect_tells_what_a_gpu_would_not_run(folder: Path) -> None:
     said = call("inspect", "model.onnx", "--provider", "cuda").stdout
-    assert "runs on the GPU" in said
+    assert "placed on the GPU" in said
     assert "nothing ran" in said
     facts = json.loads(call("inspect", "explainer.onnx", "--provider", "cuda", "--json").stdout)
     assert (facts["is_on_gpu"], facts["on_cpu"], facts["copies"]) == (True, [], [])
