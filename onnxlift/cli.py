@@ -235,14 +235,12 @@ def inspect_command(
         return 0
     folder = model.resolve().parent
     explainer = original if about else rewrite_in_place(original, folder, **chosen)
-    found = cuda_placement(explainer, folder)
+    facts = report_placement.placement(cuda_placement(explainer, folder))
     if as_json:
-        report.print_json(report_placement.placement(found))
+        report.print_json(facts)
     else:
-        report_placement.print_placement(
-            os.fspath(model), report_placement.placement(found), quiet=quiet, verbose=verbose
-        )
-    return int(not found.is_on_gpu)
+        report_placement.print_placement(os.fspath(model), facts, quiet=quiet, verbose=verbose)
+    return int(not facts["is_on_gpu"])
 
 
 @main.command("verify", short_help="Check outputs, completeness and batches.")

@@ -89,11 +89,6 @@ class Value:
         return self._r is not self._x
 
     @property
-    def is_thin(self) -> bool:
-        """Whether `r` is one row for all samples."""
-        return self.varies and self._pairing.thin
-
-    @property
     def is_shared(self) -> bool:
         """Whether rows of the walk back share a row of a run: what is made of that run alone is computed less often."""
         return self.varies and (self._pairing.thin or self._pairing.repeats)
@@ -134,7 +129,7 @@ class Value:
     @cached_property
     def full_r(self) -> Tensor:
         """`r` with the leading extent of `x`, for operators that cannot broadcast (indices, scatter)."""
-        return self.spread(self.r) if self.is_thin else self.r
+        return self.spread(self.r) if self.varies and self._pairing.thin else self.r
 
     @cached_property
     def run_shape(self) -> Tensor:

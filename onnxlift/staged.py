@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from onnxlift.functions import transpose
 from onnxlift.graph import Dim, Graph, Shape
 from onnxlift.lifting import Call, Operand, lift
 from onnxlift.protobuf import CONTROL
-from onnxlift.tensor import Emitter, Tensor
+from onnxlift.tensor import Emitter, NewNode, Tensor
 
 _OF_ONE_SIZE = frozenset(("Reshape", "Squeeze", "Transpose", "Unsqueeze"))
 """Operators whose output has as many elements as their input."""
@@ -51,7 +51,7 @@ class Staged(Emitter):
         self._waiting: set[int] = set()  # what is computed in the body
         self._stacks: dict[int, Stack] = {}  # where a slice is from
         self._made: dict[int, Tensor] = {}  # the slice of a stack that was made here
-        self._makers: dict[int, tuple[str, Sequence[Tensor | None], dict[str, Any]]] = {}  # of what waits
+        self._makers: dict[int, NewNode] = {}  # of what waits
         self._sizes: list[tuple[int, int]] = []  # of the slices that were given
 
     def carry(self, name: str, dtype: np.dtype[Any], shape: Shape) -> Tensor:
@@ -95,12 +95,12 @@ class Staged(Emitter):
 
         Zeros of all its elements, in front; the stack of the places, in front; the values, [places], in the body.
         """
-        op, inputs, attributes = self._makers.get(id(tensor.handle), ("", (), {}))
-        if op in ("Reshape", "Cast") and inputs[0] is not None:
-            return self.scattered(inputs[0])
-        if op != "ScatterElements" or attributes.get("reduction") != "add":
+        maker = self._makers.get(id(tensor.handle))
+        if maker is not None and maker.op in ("Reshape", "Cast") and maker.inputs[0] is not None:
+            return self.scattered(maker.inputs[0])
+        if maker is None or maker.op != "ScatterElements" or maker.attributes.get("reduction") != "add":
             return None
-        onto, places, values = (given for given in inputs if given is not None)
+        onto, places, values = (given for given in maker.inputs if given is not None)
         whole = self.whole(places)
         if whole is None or len(places.shape or ()) != 1 or not _is_zero(onto) or not self._waits(values):
             return None
@@ -115,63 +115,45 @@ class Staged(Emitter):
             gone.update(self.graph.drop_unread_inputs(slots[:1]))
         return [stack for made, stack in self.scanned if made.name not in gone]
 
-    def _node(
-        self,
-        op: str,
-        inputs: Sequence[Tensor | None],
-        shapes: Sequence[Shape],
-        dtypes: Sequence[np.dtype[Any] | None],
-        domain: str,
-        names: Sequence[str] | None,
-        attributes: dict[str, Any],
-    ) -> tuple[Tensor, ...]:
-        waits = any(self._waits(tensor) for tensor in inputs)
-        if not waits and not domain and op not in CONTROL and op not in RANDOM:
-            ahead = self._ahead(op, inputs, shapes, dtypes, names, attributes)
+    def _append(self, node: NewNode) -> tuple[Tensor, ...]:
+        waits = any(map(self._waits, node.inputs))
+        if not waits and not node.domain and node.op not in CONTROL and node.op not in RANDOM:
+            ahead = self._ahead(node)
             if ahead is not None:
                 return ahead
-        if op == "Mul" and waits:
-            inputs = self._reordered(*inputs)
-        made = super()._node(op, inputs, shapes, dtypes, domain, names, attributes)
+        if node.op == "Mul" and waits:
+            node = replace(node, inputs=self._reordered(*node.inputs))
+        made = super()._append(node)
         self._waiting.update(id(tensor.handle) for tensor in made)
         if waits:
-            self._makers.update({id(tensor.handle): (op, inputs, attributes) for tensor in made})
+            self._makers.update({id(tensor.handle): node for tensor in made})
         return made
 
     def _waits(self, tensor: Tensor | None) -> bool:
         return tensor is not None and id(tensor.handle) in self._waiting
 
-    def _ahead(
-        self,
-        op: str,
-        inputs: Sequence[Tensor | None],
-        shapes: Sequence[Shape],
-        dtypes: Sequence[np.dtype[Any] | None],
-        names: Sequence[str] | None,
-        attributes: dict[str, Any],
-    ) -> tuple[Tensor, ...] | None:
+    def _ahead(self, node: NewNode) -> tuple[Tensor, ...] | None:
         """The node in front of the body, for all iterations; None where it has to read its slices one at a time."""
-        front = self._front
+        front, inputs = self._front, node.inputs
         wholes = [tensor and self.whole(tensor) for tensor in inputs]
         outside = [t and (whole or front.wrap(t.handle)) for t, whole in zip(inputs, wholes, strict=True)]
         if not any(wholes):
-            made = front._node(op, outside, shapes, dtypes, "", names, attributes)
-            return tuple(self.adopt(tensor) for tensor in made)
-        if op == "Shape":  # all slices have one
-            behind = {name: place + (place >= 0) for name, place in ({"start": 0} | attributes).items()}
-            return (self.adopt(front.op("Shape", *outside, shape=shapes[0], **behind)),)
+            return tuple(self.adopt(tensor) for tensor in front._append(replace(node, inputs=outside)))
+        if node.op == "Shape":  # all slices have one
+            behind = {name: place + (place >= 0) for name, place in ({"start": 0} | dict(node.attributes)).items()}
+            return (self.adopt(front.op("Shape", *outside, shape=node.shapes[0], **behind)),)
         if any(tensor is not None and tensor.shape is None for tensor in inputs):
             return None
         operands = [
             None if tensor is None or outer is None else Operand(outer, tensor.rank, whole is not None)
             for tensor, outer, whole in zip(inputs, outside, wholes, strict=True)
         ]
-        lifted = lift(Call(op, operands, attributes, self._steps))
+        lifted = lift(Call(node.op, operands, node.attributes, self._steps))
         if lifted is None:
             return None
         op, moved, changed = lifted
-        longer = [None if shape is None else (None, *shape) for shape in shapes]
-        made = front.ops(op, *moved, shapes=longer, dtypes=dtypes, names=names, **changed)
+        longer = [None if shape is None else (None, *shape) for shape in node.shapes]
+        made = front.ops(op, *moved, shapes=longer, dtypes=node.dtypes, names=node.names, **changed)
         return tuple(map(self._slice_once, made)) if op in _OF_ONE_SIZE or all(map(self._fits, made)) else None
 
     def _fits(self, whole: Tensor) -> bool:
@@ -187,10 +169,10 @@ class Staged(Emitter):
             a, b = b, a
         assert a is not None
         assert b is not None
-        op, inputs, _ = self._makers.get(id(a.handle), ("", (), {}))
-        if op != "Mul" or self._waits(b) or b.dtype.itemsize < 4:
+        maker = self._makers.get(id(a.handle))
+        if maker is None or maker.op != "Mul" or self._waits(b) or b.dtype.itemsize < 4:
             return [a, b]
-        m, v = inputs if self._waits(inputs[0]) else reversed(inputs)
+        m, v = maker.inputs if self._waits(maker.inputs[0]) else reversed(maker.inputs)
         if v is None or self._waits(v):
             return [a, b]
         return [m, v * b]

@@ -8,7 +8,7 @@ repeated subexpression only once.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,6 +159,20 @@ def limits(x: Tensor) -> Limits:
     return _LIMITS[x.dtype.name]
 
 
+@dataclass(frozen=True)
+class NewNode:
+    """A node to be written. `shapes`, `dtypes` and `names` are those of its outputs: None where they are to be told
+    from the inputs, or made."""
+
+    op: str
+    inputs: Sequence[Tensor | None]
+    shapes: Sequence[Shape]
+    dtypes: Sequence[np.dtype[Any] | None]
+    attributes: Mapping[str, Any]
+    domain: str = ""
+    names: Sequence[str] | None = None
+
+
 class Emitter:
     """Appends nodes to a `Graph`; equal nodes and equal constants are written once."""
 
@@ -243,35 +257,29 @@ class Emitter:
         while inputs and inputs[-1] is None:  # an omitted last input is not there at all
             inputs = inputs[:-1]
         attributes = {key: value for key, value in attributes.items() if value is not None}
-        return self._node(op, inputs, shapes, dtypes or [dtype] * len(shapes), domain, names, attributes)
+        kinds = dtypes or [dtype] * len(shapes)
+        return self._append(NewNode(op, inputs, shapes, kinds, attributes, domain, names))
 
-    def _node(
-        self,
-        op: str,
-        inputs: Sequence[Tensor | None],
-        shapes: Sequence[Shape],
-        dtypes: Sequence[np.dtype[Any] | None],
-        domain: str,
-        names: Sequence[str] | None,
-        attributes: dict[str, Any],
-    ) -> tuple[Tensor, ...]:
+    def _append(self, node: NewNode) -> tuple[Tensor, ...]:
+        """Write a node, or find the one that is equal; its outputs."""
         key = (
-            op,
-            domain,
-            len(shapes),
-            tuple(None if tensor is None else id(tensor.handle) for tensor in inputs),
-            tuple(sorted((name, _frozen(value)) for name, value in attributes.items())),
+            node.op,
+            node.domain,
+            len(node.shapes),
+            tuple(None if tensor is None else id(tensor.handle) for tensor in node.inputs),
+            tuple(sorted((name, _frozen(value)) for name, value in node.attributes.items())),
         )
         if key in self._nodes:
             return self._nodes[key]
         handles = []
-        for index, shape in enumerate(shapes):
-            inferred = shape if shape is not None else _inferred_shape(op, inputs)
-            kind = dtypes[index] or _inferred_dtype(op, inputs)
-            output = names[index] if names else self._fresh(op)
+        for index, shape in enumerate(node.shapes):
+            inferred = shape if shape is not None else _inferred_shape(node.op, node.inputs)
+            kind = node.dtypes[index] or _inferred_dtype(node.op, node.inputs)
+            output = node.names[index] if node.names else self._fresh(node.op)
             handles.append(self.graph.variable(output, kind, inferred) if output else self.graph.omitted())
-        name = next((handle.name for handle in handles if handle.name), "") if names else ""
-        self.graph.node(op, [t and t.handle for t in inputs], handles, attributes, name=name, domain=domain)
+        name = next((handle.name for handle in handles if handle.name), "") if node.names else ""
+        inputs = [tensor and tensor.handle for tensor in node.inputs]
+        self.graph.node(node.op, inputs, handles, node.attributes, name=name, domain=node.domain)
         self._nodes[key] = tuple(self.wrap(handle) for handle in handles)
         return self._nodes[key]
 

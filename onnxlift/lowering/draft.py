@@ -11,7 +11,7 @@ from onnx import GraphProto, helper, numpy_helper
 from onnxlift.graph import Shape, detached
 from onnxlift.integers import Integers
 from onnxlift.shapes import TypePass
-from onnxlift.tensor import Emitter, Tensor
+from onnxlift.tensor import Emitter, NewNode, Tensor
 
 
 class Draft(Emitter):
@@ -41,20 +41,15 @@ class Draft(Emitter):
         self._types.add_constant(numpy_helper.from_array(np.asarray(value, dtype=dtype), name))
         return self.tensor(name)
 
-    def _node(
-        self,
-        op: str,
-        inputs: Sequence[Tensor | None],
-        shapes: Sequence[Shape],
-        dtypes: Sequence[np.dtype[Any] | None],
-        domain: str,
-        names: Sequence[str] | None,
-        attributes: dict[str, Any],
-    ) -> tuple[Tensor, ...]:
-        """Types are inferred, whatever the arguments say of them."""
-        outputs = [self._types.name(f"{self._origin}/{name or op}") for name in names or [""] * len(shapes)]
-        handed = ["" if tensor is None else tensor.name for tensor in inputs]
-        self._types.visit_as_it_is(helper.make_node(op, handed, outputs, outputs[0], domain=domain, **attributes))
+    def _append(self, node: NewNode) -> tuple[Tensor, ...]:
+        """Types are inferred, whatever the node says of them."""
+        outputs = [
+            self._types.name(f"{self._origin}/{name or node.op}") for name in node.names or [""] * len(node.shapes)
+        ]
+        inputs = ["" if tensor is None else tensor.name for tensor in node.inputs]
+        self._types.visit_as_it_is(
+            helper.make_node(node.op, inputs, outputs, outputs[0], domain=node.domain, **node.attributes)
+        )
         return tuple(self.tensor(name) for name in outputs)
 
     def body(
