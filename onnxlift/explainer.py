@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnxlift.errors import OptionError
-from onnxlift.functions import cast, clip, expand, reduce_sum, shape_of, unsqueeze
+from onnxlift.functions import cast, clip, expand, reduce_sum, reshape, shape_of, unsqueeze
 from onnxlift.graph import Handle
 from onnxlift.one_hot import centred, hypothetical, off_constraint
 from onnxlift.plan import Preset
 from onnxlift.rows import TARGETS
 from onnxlift.signed import Multiplier
 from onnxlift.site import Value
-from onnxlift.target import weighted_sum
+from onnxlift.target import nan_where_out_of_range, weighted_sum
 from onnxlift.tensor import Tensor, limits
 from onnxlift.walk import Values, Walk
 
@@ -27,10 +27,14 @@ EMITS = ("contributions", "multipliers", "hypothetical", "reference_outputs")
 
 @dataclass(frozen=True)
 class Seed:
-    """The target's weights: with the batch of the model (or a row for each target), and among all rows of the walk."""
+    """The target's weights: with the batch of the model (or a row for each target), and among all rows of the walk.
+
+    `checked`: only a run tells whether the target is in range, and the weights are NaN where it is not.
+    """
 
     weights: Tensor
     lifted: Tensor
+    checked: bool
 
 
 class Results:
@@ -173,14 +177,27 @@ class Results:
         return {TARGET_OUTPUT: t_x, TARGET_REFERENCE: t_r, GAP: gap}
 
     def mean(self, tensor: Tensor, name: str) -> Tensor:
-        """The mean over references of something shaped like a tensor of the model: [N * K * T, ...] -> [N, T, ...]."""
+        """The mean over references of something shaped like a tensor of the model: [N * K * T, ...] -> [N, T, ...].
+
+        For what is attributed to, NaN where the target is out of range: also where a multiplier is 0 whatever the
+        target is, because no neuron depends on that element.
+        """
         shape = self.emitter.tensor(name).shape
         if self.rows is not None:
             tensor = self.rows.mean(tensor)
             targets = [factor.dim for axis, factor in self.rows.factors.items() if axis == TARGETS]
             shape = None if shape is None else (*shape[:1], *targets, *shape[1:])
+        axis = self.batch_axes.get(name)
+        if self.seed.checked and (axis is not None or not self.batched):
+            tensor = tensor + self.out_of_range(tensor, axis or 0)
         tensor.shape = shape
         return tensor
+
+    def out_of_range(self, tensor: Tensor, axis: int) -> Tensor:
+        """0 or, where the target is out of range, NaN: to be added to a tensor whose samples are along `axis`."""
+        flag = nan_where_out_of_range(self.seed.weights, int(self.batched))
+        behind = tensor.rank - 1 - int(self.targets or axis)
+        return cast(reshape(flag, [-1, *[1] * behind] if tensor.rank else []), tensor.dtype)
 
     def per_sample(self, t_r: Tensor, t_x: Tensor) -> Tensor:
         """t(r) per sample (and target): averaged over references, or one value for all samples."""

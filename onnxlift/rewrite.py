@@ -39,7 +39,15 @@ from onnxlift.rows import RowEmitter
 from onnxlift.sources import attributed, check_apart
 from onnxlift.spec import parse
 from onnxlift.static import Shapes, inner_sizes, with_shapes
-from onnxlift.target import TargetSpec, described_target, explained_tensor, how_many, seed, without_common_part
+from onnxlift.target import (
+    TargetSpec,
+    described_target,
+    explained_tensor,
+    how_many,
+    may_be_out_of_range,
+    seed,
+    without_common_part,
+)
 from onnxlift.tensor import Tensor
 from onnxlift.through import stack_states
 from onnxlift.walk import Values, Walk
@@ -359,7 +367,7 @@ class _Rewriter:
         return Results(
             walk,
             value,
-            Seed(weights, placed_seed(runs, weights)),
+            Seed(weights, placed_seed(runs, weights), self._may_miss()),
             preset,
             lift,
             self.one_hot,
@@ -381,6 +389,10 @@ class _Rewriter:
         if self.chooser.normalize_softmax and self.activation is not None and self.activation.op == "Softmax":
             weights = without_common_part(weights, self.activation)
         return weights
+
+    def _may_miss(self) -> bool:
+        """Whether only a run tells that the target is a neuron of the explained tensor."""
+        return may_be_out_of_range(self.options.target, self.emitter.tensor(self.output), self.batch is not None)
 
     def _replayable(self) -> list[str]:
         """The float outputs that can be computed at the reference too."""

@@ -133,6 +133,20 @@ def described_target(spec: TargetSpec) -> str | list[int] | list[list[int]] | No
     return spec if isinstance(spec, str | None) else list(as_index(spec))
 
 
+def may_be_out_of_range(spec: TargetSpec, y: Tensor, batched: bool) -> bool:
+    """Whether only a run tells that an index is inside of `y`: it is given then, or an axis is dynamic."""
+    if spec is None or isinstance(spec, str):
+        return spec == "input"
+    return not all(isinstance(dim, int) for dim in (y.shape or ())[int(batched) :])
+
+
+def nan_where_out_of_range(weights: Tensor, lead: int) -> Tensor:
+    """0 for a row whose target is in `y`, NaN for another, from the seed; extent 1 behind the first `lead` axes."""
+    for axis in range(lead, weights.rank):
+        weights = slice_axis(weights, axis, 0, 1)
+    return weights * 0
+
+
 def weighted_sum(y: Tensor, weights: Tensor, lead: int) -> Tensor:
     """t = sum(weights * y) in float32 at least, over all axes but the first `lead`: shape [N], [N, T] or a scalar."""
     wide = widen(y)

@@ -306,3 +306,61 @@ def test_keep_on_the_command_line(tmp_path: Path) -> None:
         assert checked["passed"]
         states = {check["name"]: check["passed"] for check in checked["checks"]}
         assert states["outputs"] is (True if outputs else None)
+
+
+STRIDED = """g (float[N, 4, 7] x) => (float[N, 3] y) {
+    c = Conv <strides = [3]> (x, w) h = Relu (c) f = Flatten (h) y = Gemm (f, v)
+}"""
+"""The convolution leaves out places of its input, which no neuron depends on."""
+BATCH_BEHIND = """g (float[N, 4] x) => (float[N, 3] y) {
+    t = Transpose <perm = [1, 0]> (x) a = Relu (t) b = Mul (a, m) c = Transpose <perm = [1, 0]> (b) y = Gemm (c, u)
+}"""
+FREE_AXIS = "g (float[N, L] x) => (float[N, L] y) { y = Tanh (x) }"
+CHECKED: dict[str, tuple[str, tuple[int, ...], dict[str, object]]] = {
+    "paired": (STRIDED, (4, 4, 7), {}),
+    "zeros": (STRIDED, (4, 4, 7), {"reference": "zeros"}),
+    "grouped": (STRIDED, (4, 4, 7), {"reference": "grouped"}),
+    "reveal-cancel": (STRIDED, (4, 4, 7), {"rule": "reveal-cancel"}),
+    "gradient": (STRIDED, (4, 4, 7), {"rule": "gradient"}),
+    "integrated gradients": (STRIDED, (4, 4, 7), {"rule": "integrated-gradients:3"}),
+    "samples along the last axis": (BATCH_BEHIND, (4, 4), {"reference": "zeros", "inputs": ["t"]}),
+}
+
+
+@pytest.mark.parametrize("case", CHECKED)
+def test_an_index_out_of_range_gives_nan_and_never_another_neuron(case: str) -> None:
+    """Servers run the graph without the checks of `Explainer`."""
+    text, shape, options = CHECKED[case]
+    weights = (
+        {"w": numbers(5, 4, 2), "v": numbers(10, 3)}
+        if text is STRIDED
+        else {"u": numbers(4, 3), "m": np.float32([[1], [0], [2], [0]])}
+    )
+    model = laws.model(text, **weights)
+    one_hot = np.zeros(shape, np.float32)
+    one_hot[:, 1] = 1
+    feed = {"x": one_hot, "x_reference": numbers(*shape)}
+    if options.get("reference") == "grouped":
+        feed["x_reference"] = numbers(4, 2, *shape[1:])
+    elif options.get("reference") == "zeros":
+        del feed["x_reference"]
+    emit = ("contributions", "multipliers") + (("hypothetical",) if text is STRIDED and "rule" not in options else ())
+    explainer = rewrite(model, target="input", emit=emit, one_hot=1 if len(emit) > 2 else None, **options)
+    good, bad = [0, 3], [1, 2]
+    got = laws.run(explainer, {**feed, "target": np.int64([2, -1, 2**40, 0])})
+    want = laws.run(explainer, {**feed, "target": np.int64([2, 0, 0, 0])})
+    np.testing.assert_array_equal(got.pop("y"), want["y"])
+    for name, array in got.items():
+        axis = int(name.startswith("t_"))
+        np.testing.assert_array_equal(array.take(good, axis), want[name].take(good, axis), err_msg=name)
+        assert np.isnan(array.take(bad, axis)).all(), name
+
+
+def test_a_fixed_index_beyond_a_free_axis_gives_nan() -> None:
+    model, x = laws.model(FREE_AXIS), {"x": numbers(2, 4)}
+    single = laws.run(rewrite(model, target=4, reference="zeros"), x)
+    assert np.isnan(single["x_contributions"]).all()
+    assert np.isnan(single["completeness_gap"]).all()
+    several = laws.run(rewrite(model, target=[4, 1], reference="zeros"), x)
+    assert np.isnan(several["x_contributions"][:, 0]).all()
+    np.testing.assert_allclose(several["x_contributions"][:, 1].sum(axis=1), np.tanh(x["x"][:, 1]), rtol=1e-6)
