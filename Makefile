@@ -2,16 +2,21 @@
 PYTHON ?= python3
 VENV   ?= .venv
 
-BIN   := $(VENV)/bin
-STAMP := $(VENV)/.installed
-PEERS := $(VENV)/.peers
-TYPES := build/types
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+PEERS   := $(VENV)/.peers
+SERVERS := $(VENV)/.servers
+TYPES   := build/types
+
+# Programs that want other releases of NumPy than onnxlift live apart.
+TRITON  := $(VENV)-triton
+MODISCO := $(VENV)-modisco
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo experiments coverage bench test lint types format clean
+.PHONY: help setup demo experiments coverage bench test test-serving lint types format clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -48,6 +53,27 @@ bench: $(PEERS) ## measure speed and memory, write docs/benchmarks.md; CASES="re
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest -n auto
 
+$(SERVERS): $(STAMP)
+	@echo "adding the servers' clients, KServe and Ray to $(VENV): several hundred MB, once"
+	@$(BIN)/python -m pip install -qq --editable '.[dev,servers]'
+	@touch $@
+
+$(TRITON)/.installed: $(STAMP) tests/serving/requirements-triton.txt
+	@echo "setting up $(TRITON): a Triton server, several hundred MB, once"
+	@$(PYTHON) -m venv $(TRITON)
+	@$(TRITON)/bin/python -m pip install -qq -r tests/serving/requirements-triton.txt \
+		onnxruntime==$$($(BIN)/python -c 'import onnxruntime; print(onnxruntime.__version__)')
+	@touch $@
+
+$(MODISCO)/.installed: tests/serving/requirements-modisco.txt
+	@echo "setting up $(MODISCO): modisco-lite, several hundred MB, once"
+	@$(PYTHON) -m venv $(MODISCO)
+	@$(MODISCO)/bin/python -m pip install -qq -r tests/serving/requirements-modisco.txt
+	@touch $@
+
+test-serving: $(SERVERS) $(TRITON)/.installed $(MODISCO)/.installed ## run the tests with real servers, Ray and a browser (about ten minutes)
+	ONNXLIFT_TRITON_VENV=$(TRITON) ONNXLIFT_MODISCO_VENV=$(MODISCO) $(BIN)/python -m pytest tests/serving
+
 lint: $(STAMP) types ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -63,5 +89,5 @@ format: $(STAMP) ## let ruff format and fix
 	$(BIN)/ruff format .
 
 clean: ## remove what was built, .venv included
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(TRITON) $(MODISCO) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

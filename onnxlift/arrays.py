@@ -1,14 +1,12 @@
-"""Arrays in files: .npy and .npz, read without unpickling and written whole or not at all."""
+"""Files that are written whole or not at all, and arrays in .npz files. Reading is in `onnxlift.formats`."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import uuid
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -20,33 +18,6 @@ from onnxlift.errors import DataError, OptionError
 
 Array = np.ndarray[Any, Any]
 PathLike = str | os.PathLike[str]
-
-_BROKEN = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, MemoryError)
-_BOMB_BYTES, _BOMB_RATIO = 4 << 30, 100
-
-
-def read_arrays(path: PathLike) -> Array | dict[str, Array]:
-    """The array of a .npy file, or the arrays of a .npz file by name; which of the two, its first bytes say.
-
-    Nothing is ever unpickled, and no memory is taken for bytes that are not there.
-    Raises DataError: unreadable, neither format, damaged, or holding Python objects.
-    """
-    shown = os.fspath(path)
-    try:
-        with open(path, "rb") as file:
-            start = file.read(6)
-            file.seek(0)
-            if start == b"\x93NUMPY":
-                return _read(file, os.fstat(file.fileno()).st_size)
-            if start[:2] == b"PK":
-                return _read_members(file)
-    except OSError as error:
-        raise DataError(f"Cannot read the data {shown}: {error.strerror or error}. Check the path.") from error
-    except _BROKEN as error:
-        raise DataError(
-            f"The data {shown} cannot be used: {str(error) or 'it is truncated'}. Save it again."
-        ) from error
-    raise DataError(f"The data {shown} is neither .npy nor .npz: save it with numpy.save or numpy.savez.")
 
 
 def write_arrays(path: PathLike, arrays: Mapping[str, Array]) -> None:
@@ -117,35 +88,6 @@ def destination(path: PathLike) -> Path:
 def temporary(path: Path) -> Path:
     """A free name beside `path`, for what replaces it once it is complete."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-
-
-def _read_members(file: IO[bytes]) -> dict[str, Array]:
-    arrays: dict[str, Array] = {}
-    with zipfile.ZipFile(file) as archive:
-        members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
-        if not members:
-            raise ValueError("it is a zip file without arrays")
-        whole = sum(member.file_size for member in members)
-        stored = sum(member.compress_size for member in members)
-        if whole > _BOMB_BYTES and whole > _BOMB_RATIO * stored:
-            raise ValueError(f"its {stored} bytes would unpack to {whole}, which is refused")
-        for member in members:
-            with archive.open(member) as stream:
-                arrays[member.filename.removesuffix(".npy")] = _read(stream, member.file_size)
-    return arrays
-
-
-def _read(stream: IO[bytes], size: int) -> Array:
-    """One array in .npy format from a stream of `size` bytes."""
-    major = npy.read_magic(stream)[0]
-    header = npy.read_array_header_1_0(stream) if major == 1 else npy.read_array_header_2_0(stream)
-    shape, _, dtype = header
-    if dtype.hasobject:
-        raise ValueError("it holds pickled Python objects, which are never loaded")
-    if math.prod(shape) * dtype.itemsize > size - stream.tell():
-        raise ValueError(f"its header promises an array of shape {list(shape)}, but the bytes end before")
-    stream.seek(0)
-    return np.asarray(npy.read_array(stream, allow_pickle=False))
 
 
 def _all_text(array: Array) -> bool:

@@ -1,4 +1,4 @@
-"""The command line: `onnxlift rewrite`, `explain`, `inspect`, `verify` and, in a module of its own, `plot`.
+"""The command line: `onnxlift rewrite`, `inspect`, `verify`, and the commands that have modules of their own.
 
 Exit status: 0 all is well, 1 a check failed, 2 the call, the model or the data are refused, 130 interrupted.
 """
@@ -8,23 +8,25 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
-import onnx
 
-from onnxlift import cli_options, cli_reference, report, report_placement
-from onnxlift.arrays import check_writable, read_arrays
+from onnxlift import cli_options, report, report_placement
+from onnxlift.arrays import check_writable
+from onnxlift.cli_convert import convert_command
+from onnxlift.cli_explain import explain_command
+from onnxlift.cli_options import chosen
+from onnxlift.cli_package import package_command
 from onnxlift.cli_plot import plot_command
+from onnxlift.cli_serve import serve_command
 from onnxlift.errors import OnnxliftError, OptionError
 from onnxlift.files import load
-from onnxlift.metadata import conserves, description
+from onnxlift.formats import read_all
+from onnxlift.metadata import description
 from onnxlift.placement import cuda_placement
 from onnxlift.rewrite import inspect, rewrite_file, rewrite_in_place
-from onnxlift.runtime import CompletenessWarning, Explainer
-from onnxlift.session import CPU, Provider, cuda_without_tf32
 from onnxlift.verify import verify
 
 
@@ -76,10 +78,12 @@ def main() -> None:
       onnxlift inspect model.onnx
       onnxlift rewrite model.onnx explainer.onnx --target argmax --reference zeros
       onnxlift explain explainer.onnx data.npz --out contributions.npz
+      onnxlift package explainer.onnx models --for triton
     """
 
 
-main.add_command(plot_command)
+for command in (explain_command, plot_command, convert_command, package_command, serve_command):
+    main.add_command(command)
 
 
 @main.command("rewrite", short_help="Write the explainer of a model.")
@@ -106,7 +110,7 @@ def rewrite_command(
     original = load(model, weights=False)
     if description(original) is not None:
         raise OptionError(f"{model} is an explainer already: give the original model")
-    written = rewrite_file(model, explainer, **_chosen(original, options, seed))
+    written = rewrite_file(model, explainer, **chosen(original, options, seed))
     about = description(written) or {}
     if seed and about.get("builder") and not quiet:
         click.echo("note: the references are made when the explainer runs: give --seed to `onnxlift explain`", err=True)
@@ -115,88 +119,6 @@ def rewrite_command(
         report.print_json(facts)
     elif not quiet:
         report.print_rewriting(os.fspath(model), os.fspath(explainer), facts, verbose)
-
-
-@main.command("explain", short_help="Compute the contributions of the samples in a file.")
-@click.argument("model", metavar="EXPLAINER_OR_MODEL", type=_PATH)
-@click.argument("data", type=_PATH)
-@click.option("--out", required=True, type=_PATH, help="The .npz file to write.")
-@click.option("--batch-size", type=click.IntRange(1), help="How many samples run at once. [default: what is fastest]")
-@click.option(
-    "--strict",
-    is_flag=True,
-    help="Exit with 1 where contributions do not add up; a rule that does not conserve passes.",
-)
-@cli_options.RUNNING
-@cli_options.TARGET
-@cli_options.REFERENCE
-@cli_options.SEED
-@cli_options.PLANNING
-@cli_options.EMITTING
-@cli_options.PRINTING
-def explain_command(
-    model: Path,
-    data: Path,
-    out: Path,
-    batch_size: int | None,
-    strict: bool,
-    tolerance: float,
-    providers: tuple[str, ...],
-    seed: int,
-    as_json: bool,
-    verbose: bool,
-    quiet: bool,
-    **options: Any,
-) -> int:
-    """Explain the samples of DATA: a .npy file, or a .npz file with an array for each input.
-
-    A .npz file may hold what the explainer takes besides: INPUT_reference, target, target_weights.
-    The options below --providers are for a plain model, which is rewritten first; with an explainer that takes
-    references at run time, --reference FILE or mean:FILE gives them, and --seed is that of shuffles.
-
-    \b
-    Examples:
-      onnxlift explain explainer.onnx data.npz --out contributions.npz
-      onnxlift explain model.onnx images.npy --out contributions.npz --target argmax --reference zeros
-      onnxlift explain model.onnx dna.npy --out contributions.npz --target 0 --reference dinuc-shuffle:20
-      onnxlift explain model.onnx dna.npy --out out.npz --target 0 --reference shuffle:9 --emit hypothetical
-    """
-    check_writable(out)
-    for path in (model, data):
-        if out.exists() and path.exists() and out.samefile(path):
-            raise OptionError(f"--out {out} would overwrite what is read: choose another name")
-    arrays = read_arrays(data)
-    original = load(model, weights=False)
-    about, reference = description(original), None
-    if about is not None and options["reference"] is not None:
-        reference = cli_reference.at_run_time(about, options["reference"], seed)
-        options["reference"] = None if reference is not None else options["reference"]
-    explainer = Explainer(
-        model,
-        providers=_providers(providers),
-        batch_size=batch_size,
-        tolerance=tolerance,
-        progress=False if quiet or as_json else None,
-        seed=seed,
-        **_chosen(None if about else original, options, seed),
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CompletenessWarning)  # told below
-        explanation = explainer(arrays, reference=reference)
-    explanation.save(out)
-    complaint = explainer.complaint(explanation)
-    facts = report.explaining(explainer, explanation, out, complaint)
-    if as_json:
-        report.print_json(facts)
-    elif not quiet:
-        report.print_explaining(facts, verbose)
-    if complaint and not as_json:
-        click.echo(f"warning: {complaint}", err=True)
-    if strict and not conserves(explainer.description) and not quiet:
-        click.echo(
-            f"note: --strict has nothing to check, as rule {explainer.description['rule']} does not conserve", err=True
-        )
-    return int(strict and complaint is not None)
 
 
 @main.command("inspect", short_help="Show which rule each node gets, and what has none; or what a GPU would not run.")
@@ -225,16 +147,16 @@ def inspect_command(
     """
     original = load(model, weights=False)
     about = description(original)
-    chosen = {"target": "argmax", "reference": "zeros", **_chosen(None if about else original, options)}
+    planned = {"target": "argmax", "reference": "zeros", **chosen(None if about else original, options)}
     if provider is None:
-        facts = report.inspection(inspect(model, **chosen))
+        facts = report.inspection(inspect(model, **planned))
         if as_json:
             report.print_json(facts)
         else:
             report.print_inspection(os.fspath(model), facts, quiet=quiet, verbose=verbose)
         return 0
     folder = model.resolve().parent
-    explainer = original if about else rewrite_in_place(original, folder, **chosen)
+    explainer = original if about else rewrite_in_place(original, folder, **planned)
     facts = report_placement.placement(cuda_placement(explainer, folder))
     if as_json:
         report.print_json(facts)
@@ -285,7 +207,7 @@ def verify_command(
       onnxlift verify model.onnx data.npz --target 3 --reference zeros
       onnxlift verify explainer.onnx --model model.onnx --dim length=400
     """
-    arrays = None if data is None else read_arrays(data)
+    arrays = None if data is None else read_all(data)
     found = verify(
         model,
         arrays,
@@ -293,8 +215,8 @@ def verify_command(
         samples=samples,
         dims=dims,
         tolerance=tolerance,
-        providers=_providers(providers),
-        **_chosen(load(model, weights=False), options),
+        providers=cli_options.providers(providers),
+        **chosen(load(model, weights=False), options),
     )
     facts = report.verification(found)
     if as_json:
@@ -302,16 +224,3 @@ def verify_command(
     else:
         report.print_verification(facts, quiet=quiet, verbose=verbose)
     return int(not found.passed)
-
-
-def _chosen(model: onnx.ModelProto | None, options: dict[str, Any], seed: int = 0) -> dict[str, Any]:
-    """The options of `rewrite` that were given; a reference that is made of a file is made."""
-    chosen = {name: value for name, value in options.items() if value not in (None, ())}
-    if model is not None and "reference" in chosen:
-        chosen["reference"] = cli_reference.to_store(model, chosen["reference"], chosen, seed)
-    return chosen
-
-
-def _providers(names: tuple[str, ...]) -> list[Provider] | None:
-    short: dict[str, Provider] = {"cpu": CPU, "cuda": cuda_without_tf32()}
-    return [short.get(name, name) for name in names] or None

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
+import onnx
 
 from onnxlift import cli_reference
 from onnxlift.explainer import EMITS
 from onnxlift.one_hot import OneHot
 from onnxlift.plan import PROFILES, RULES
+from onnxlift.session import CPU, Provider, cuda_without_tf32
 from onnxlift.target import TargetSpec
 
 Command = Callable[..., Any]
@@ -78,6 +82,34 @@ def _shapes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...])
         if not name:
             raise click.BadParameter(f"{value!r} is not like x=8,3,224,224")
     return found or None
+
+
+def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...]:
+    """NUMBER,NUMBER,...; none of them where none is given."""
+    try:
+        found = tuple(float(part) for part in value.split(",")) if value else ()
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not like 0.485,0.456,0.406") from error
+    if not all(map(math.isfinite, found)):
+        raise click.BadParameter(f"{value!r} has a number that is not finite")
+    return found
+
+
+def chosen(model: onnx.ModelProto | None, options: dict[str, Any], seed: int = 0) -> dict[str, Any]:
+    """The options of `rewrite` that were given; a reference that is made of a file is made.
+
+    `model`: the one to rewrite, None where it is an explainer.
+    """
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    if model is not None and "reference" in given:
+        given["reference"] = cli_reference.to_store(model, given["reference"], given, seed)
+    return given
+
+
+def providers(names: tuple[str, ...]) -> list[Provider] | None:
+    """The providers of ONNX Runtime that were named; None where none is."""
+    short: dict[str, Provider] = {"cpu": CPU, "cuda": cuda_without_tf32()}
+    return [short.get(name, name) for name in names] or None
 
 
 def _options(*options: Command) -> Callable[[Command], Command]:
@@ -166,6 +198,21 @@ EMITTING = _options(
         help="Return this output of the model, and of its others only those that are named as well; '' for none of "
         "them: what only they need is not computed. [default: all]",
     ),
+)
+FORM = _options(
+    click.option(
+        "--genome", type=click.Path(path_type=Path), metavar="FASTA", help="What the regions of a BED file are of."
+    ),
+    click.option(
+        "--image-scale",
+        type=float,
+        default=255.0,
+        show_default=True,
+        metavar="NUMBER",
+        help="A pixel of an image becomes (pixel / scale - mean) / std.",
+    ),
+    click.option("--image-mean", callback=numbers, metavar="NUMBER,...", help="One for each channel. [default: 0]"),
+    click.option("--image-std", callback=numbers, metavar="NUMBER,...", help="One for each channel. [default: 1]"),
 )
 RUNNING = _options(
     click.option(

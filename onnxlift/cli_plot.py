@@ -8,8 +8,9 @@ from typing import Any, get_args
 
 import click
 
-from onnxlift.arrays import check_writable, read_arrays, replacing
+from onnxlift.arrays import check_writable, replacing
 from onnxlift.errors import DataError, OptionError, shown
+from onnxlift.formats import read_all
 from onnxlift.plot.drawing import Drawing, Kind, Options, drawing
 from onnxlift.plot.logos import Window
 from onnxlift.plot.page import page
@@ -43,7 +44,7 @@ def _window(ctx: click.Context, param: click.Parameter, value: str | None) -> Wi
 @click.command("plot", short_help="Draw contributions: images, logos, bars, tokens, a report.")
 @click.argument("contributions", type=_PATH)
 @click.option("--out", required=True, type=_PATH, help="The .png, .svg or .html file to write.")
-@click.option("--data", type=_PATH, help="The .npy or .npz file that was explained.")
+@click.option("--data", type=_PATH, help="The arrays that were explained, as `explain` takes them.")
 @click.option("--as", "kind", type=click.Choice(("auto", *get_args(Kind))), default="auto", show_default=True,
               help="The kind of picture; auto chooses by the shape, and says so.")  # fmt: skip
 @click.option("--input", "name", metavar="NAME", help="The explained input, where there are several.")
@@ -96,12 +97,12 @@ def plot_command(
     for path in (contributions, data, tokens, names):
         if path is not None and out.exists() and os.path.exists(path) and out.samefile(path):
             raise OptionError(f"--out {out} would overwrite what is read: choose another name")
-    arrays = read_arrays(contributions)
+    arrays = read_all(contributions)
     if not isinstance(arrays, dict):
-        raise DataError(f"{contributions} is a single array: give the .npz file that `onnxlift explain --out` wrote")
+        raise DataError(f"{contributions} is a single array: give what `onnxlift explain --out` wrote")
     selection = select(
         arrays,
-        None if data is None else read_arrays(data),
+        None if data is None else read_all(data),
         input=name,
         samples=samples,
         source=str(contributions),

@@ -10,16 +10,17 @@ import onnx
 from onnx import TensorProto
 
 from onnxlift import references
-from onnxlift.arrays import Array, read_arrays
+from onnxlift.arrays import Array
 from onnxlift.errors import DataError, OptionError, listed
+from onnxlift.formats import read_all
 from onnxlift.one_hot import OneHot
 from onnxlift.spec import FORMS, OF_FILES, channel_axis, is_named, parse
 
 HELP = (
     "What to compare with. Given at run time: paired, shared, grouped. The same for all samples: zeros, constant:0.5, "
     "frequencies:0.3,0.2,0.2,0.3, mean:FILE, frequencies:FILE, background:FILE, background:FILE:K (K of its rows), or "
-    "the FILE (.npy, .npz) of the references themselves. Made of each sample: shuffle:K, dinuc-shuffle:K, blur:SIGMA, "
-    "token:ID, token:ID:KEPT,KEPT. [default: paired]"
+    "the FILE (.npy, .npz, Zarr, Parquet, HDF5) of the references themselves. Made of each sample: shuffle:K, "
+    "dinuc-shuffle:K, blur:SIGMA, token:ID, token:ID:KEPT,KEPT. [default: paired]"
 )
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -74,7 +75,7 @@ def _made(text: str, inputs: Sequence[str], one_hot: OneHot, seed: int) -> dict[
     front, colon, last = path.rpartition(":")
     if name == "background" and colon and last.lstrip("-").isdecimal() and not Path(path).exists():
         path, count = front, int(last)
-    arrays = read_arrays(path)
+    arrays = read_all(path)
     if not isinstance(arrays, dict):
         arrays = {_only(text, inputs): arrays}
     found = {each: arrays[each] for each in inputs if each in arrays}
@@ -96,7 +97,7 @@ def _read(path: str) -> Array | dict[str, Array]:
     if not Path(path).exists():
         forms = ", ".join((*FORMS, *(f"{name}:FILE" for name in OF_FILES)))
         raise OptionError(f"--reference {path} is neither a file nor one of {forms}")
-    return read_arrays(path)
+    return read_all(path)
 
 
 def _only(text: str, inputs: Sequence[str]) -> str:

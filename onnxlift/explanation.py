@@ -31,6 +31,7 @@ class Explanation:
             at every position, shape and dtype of that tensor.
         exposed: internal tensors T, as "T", "T/multiplier" and "T/contributions"; where RevealCancel tells m+ and m-
             apart also as "T/multiplier/plus" and "T/multiplier/minus".
+        split: the names in `arrays()` of those with a row for each sample; the others are for all samples.
     """
 
     contributions: Mapping[str, Array]
@@ -42,6 +43,7 @@ class Explanation:
     multipliers: Mapping[str, Array] = field(default_factory=dict)
     hypothetical: Mapping[str, Array] = field(default_factory=dict)
     exposed: Mapping[str, Array] = field(default_factory=dict)
+    split: frozenset[str] = frozenset()
 
     @property
     def difference(self) -> Array:
@@ -81,12 +83,19 @@ class Explanation:
 
     def __str__(self) -> str:
         parts = [f"contributions of {name!r} {list(array.shape)}" for name, array in self.contributions.items()]
-        if self.target.size == 1:
-            sums = f"t(x) {self.target.item():.6g}, t(r) {self.target_reference.item():.6g}, gap {self.gap.item():.2g}"
-        else:
-            difference = np.abs(self.difference)
-            sums = (
-                f"|t(x) - t(r)| from {difference.min():.3g} to {difference.max():.3g}, "
-                f"|gap| at most {np.abs(self.gap).max():.2g}"
-            )
-        return "; ".join([", ".join(parts) or "no contributions", sums])
+        difference = np.abs(self.difference)
+        said = sums(self.only, (difference.min(), difference.max()), np.abs(self.gap).max())
+        return "; ".join([", ".join(parts) or "no contributions", said])
+
+    @property
+    def only(self) -> tuple[float, float, float] | None:
+        """t(x), t(r) and the gap, where there is one value of each."""
+        ends = (self.target, self.target_reference, self.gap)
+        return None if self.gap.size > 1 else tuple(end.item() for end in ends)
+
+
+def sums(only: tuple[float, float, float] | None, differences: tuple[float, float], gap: float) -> str:
+    """What contributions add up to: `only` t(x), t(r) and a gap; or the range of |t(x) - t(r)| and the largest gap."""
+    if only is not None:
+        return "t(x) {:.6g}, t(r) {:.6g}, gap {:.2g}".format(*only)
+    return f"|t(x) - t(r)| from {differences[0]:.3g} to {differences[1]:.3g}, |gap| at most {gap:.2g}"

@@ -54,7 +54,7 @@ class Feed:
 
     `samples` is None where there is no batch axis; `references` is K. `built`: graph inputs that are made when their
     samples run, by a function of the first and the last sample (exclusive). `along`: the axis that counts references,
-    of the inputs that can be given some of them at a time.
+    of the inputs that can be given some of them at a time. `first`: the number of the first sample, for messages.
     """
 
     arrays: Mapping[str, Array]
@@ -63,6 +63,7 @@ class Feed:
     references: int
     built: Mapping[str, Callable[[int, int], Array]] = field(default_factory=dict)
     along: Mapping[str, int] = field(default_factory=dict)
+    first: int = 0
 
     def rows(self, tile: Tile, fixed: int | None) -> dict[str, Array]:
         """The split arrays of a tile, contiguous; with `fixed`, their last row is repeated up to that many."""
@@ -127,9 +128,43 @@ class Intake:
         reference: Data | None = None,
         target: ArrayLike | None = None,
         target_weights: ArrayLike | None = None,
+        *,
+        first: int = 0,
     ) -> Feed:
-        """Check and convert one call's arrays. Raises DataError."""
+        """Check and convert one call's arrays. `first`: the number of the first sample. Raises DataError."""
         arrays = self.arrays(data, reference, target, target_weights)
+        samples, split = self._fitted(arrays)
+        for name, array in arrays.items():
+            _check_finite(self.ports[name], array, first if name in split else None)
+        self._check_one_hot(arrays, first)
+        self._check_target(arrays, first)
+        built = self._makers(self._made(arrays), arrays, first)
+        if samples is None:
+            arrays |= {name: build(0, 1)[0] for name, build in built.items()}
+            built = {}
+        axis = {"shared": 0, "grouped": 1}.get(self._about["reference"])
+        along: dict[str, int] = {}
+        if axis is not None:
+            along = {port.name: axis for port in self.of_role("reference") if isinstance(port.shape[axis], str)}
+        return Feed(arrays, frozenset(split), samples, self._references(arrays), built, along, first)
+
+    def cut(self, named: Mapping[str, Any]) -> tuple[int | None, frozenset[str]]:
+        """N (None: no batch axis), and the arrays with a row for each sample; only shapes and dtypes are looked at.
+
+        `named`: by graph input, whatever has a `shape` and a `dtype`. Raises DataError where `feed` would for these.
+        """
+        hollow = {}
+        for name, rows in named.items():
+            _array(name, np.empty(0, rows.dtype), self.ports[name].dtype)
+            hollow[name] = np.broadcast_to(0, rows.shape)
+        samples, split = self._fitted(hollow)
+        return samples, frozenset(name for name in split & named.keys() if named[name].shape == hollow[name].shape)
+
+    def _fitted(self, arrays: dict[str, Array]) -> tuple[int | None, set[str]]:
+        """N, and the inputs whose leading axis counts samples; one row for all samples is repeated in `arrays`.
+
+        Raises DataError: an array is missing, or its shape does not fit.
+        """
         made = self._made(arrays)
         for port in self.ports.values():
             if port.name not in arrays and port not in made:
@@ -145,25 +180,14 @@ class Intake:
             if samples is not None and port.role != "data" and port.split:
                 arrays[port.name] = _spread(arrays[port.name], len(port.shape), samples)
             self._check_shape(port, arrays, samples if port.name in split else None)
-            _check_finite(port, arrays[port.name], port.name in split)
-        self._check_one_hot(arrays)
-        self._check_target(arrays)
-        built = self._makers(made, arrays)
-        if samples is None:
-            arrays |= {name: build(0, 1)[0] for name, build in built.items()}
-            built = {}
-        axis = {"shared": 0, "grouped": 1}.get(self._about["reference"])
-        along: dict[str, int] = {}
-        if axis is not None:
-            along = {port.name: axis for port in self.of_role("reference") if isinstance(port.shape[axis], str)}
-        return Feed(arrays, frozenset(split), samples, self._references(arrays), built, along)
+        return samples, split
 
     def _made(self, arrays: Mapping[str, Array]) -> list[Port]:
         """The inputs whose references are to be made: all, where the metadata say how and none is given."""
         ports = self.of_role("reference")
         return ports if self._recorded and not any(port.name in arrays for port in ports) else []
 
-    def _makers(self, ports: Sequence[Port], arrays: Mapping[str, Array]) -> dict[str, Ahead]:
+    def _makers(self, ports: Sequence[Port], arrays: Mapping[str, Array], first: int) -> dict[str, Ahead]:
         """What makes the references of each input, from the checked samples. Raises DataError where it cannot."""
         makers = {}
         for port in ports:
@@ -172,7 +196,7 @@ class Intake:
             x, along = arrays[port.of], axes[port.of]
             if self.batch is None:
                 x, along = x[None], [axis + 1 for axis in along]
-            builder.check(port.of, x, along)
+            builder.check(port.of, x, along, first)
             makers[port.name] = Ahead(builder, x, along, self._seed)
         return makers
 
@@ -184,7 +208,14 @@ class Intake:
         target_weights: ArrayLike | None = None,
     ) -> dict[str, Array]:
         """What a call gives, by graph input and in its dtype; some may be missing. Raises DataError."""
-        named: dict[str, ArrayLike] = {}
+        named = self.named(data, reference, target, target_weights)
+        return {name: _array(name, value, self.ports[name].dtype) for name, value in named.items()}
+
+    def named(
+        self, data: Any, reference: Any = None, target: Any = None, target_weights: Any = None
+    ) -> dict[str, Any]:
+        """What a call gives, by graph input, whatever the arrays are. Raises DataError for names that do not fit."""
+        named: dict[str, Any] = {}
         if isinstance(data, Mapping):
             named.update(data)
         else:
@@ -193,7 +224,7 @@ class Intake:
                 names = ", ".join(repr(port.name) for port in ports)
                 raise DataError(f"the model has {len(ports)} inputs: give a mapping with the arrays of {names}")
             named[ports[0].name] = data
-        extra: dict[str, ArrayLike] = {}
+        extra: dict[str, Any] = {}
         if isinstance(reference, Mapping):
             bare = {name: name if name in self.given else name.removesuffix("_reference") for name in reference}
             extra |= {f"{bare[name]}_reference": array for name, array in reference.items()}
@@ -214,7 +245,7 @@ class Intake:
         for name in named:
             if name not in self.ports:
                 raise DataError(f"no input {name!r} in the explainer: it takes {', '.join(map(repr, self.ports))}")
-        return {name: _array(name, value, self.ports[name].dtype) for name, value in named.items()}
+        return named
 
     def _option(self, role: str) -> str:
         option = "reference" if role == "reference" else "target"
@@ -266,16 +297,16 @@ class Intake:
             hint = f": one row per sample of {self.given[0]!r}" if shape[1:] == tuple(wanted[1:]) else ""
             raise DataError(f"input {port.name!r} has shape {list(shape)}, expected {shown(wanted)}{hint}")
 
-    def _check_one_hot(self, arrays: Mapping[str, Array]) -> None:
+    def _check_one_hot(self, arrays: Mapping[str, Array], first: int) -> None:
         """One-hot data where the numbers mean something for no other; only 0 for an unknown letter."""
         why = "hypothetical contributions" if "hypothetical" in self._about["emit"] else "normalised weights"
         for name, axis in self.one_hot.items():
             try:
-                check_one_hot(arrays[name], axis, batched=self.batch is not None)
+                check_one_hot(arrays[name], axis, batched=self.batch is not None, first=first)
             except DataError as error:
                 raise DataError(f"input {name!r} must be one-hot for {why}: {error}") from error
 
-    def _check_target(self, arrays: Mapping[str, Array]) -> None:
+    def _check_target(self, arrays: Mapping[str, Array], first: int) -> None:
         """Indices inside the explained tensor, where its shape is known."""
         if "target" not in arrays or self.ports["target"].role != "target":
             return
@@ -285,7 +316,7 @@ class Intake:
         upper = np.array([dim if isinstance(dim, int) else np.iinfo(np.int64).max for dim in limits])
         bad = np.flatnonzero(((index < 0) | (index >= upper)).any(axis=1))
         if bad.size:
-            sample = f" of sample {bad[0]}" if lead else ""
+            sample = f" of sample {first + bad[0]}" if lead else ""
             value = index[bad[0]].tolist()
             raise DataError(
                 f"target {value[0] if len(value) == 1 else value}{sample} is out of range: tensor "
@@ -321,7 +352,8 @@ def _spread(array: Array, rank: int, samples: int) -> Array:
     return array
 
 
-def _check_finite(port: Port, array: Array, split: bool) -> None:
+def _check_finite(port: Port, array: Array, first: int | None) -> None:
+    """Raises DataError for a number that is not finite. `first`: of the samples, None where the array has none."""
     if array.dtype.kind != "f":
         return
     finite = np.isfinite(array)
@@ -329,9 +361,10 @@ def _check_finite(port: Port, array: Array, split: bool) -> None:
         return
     place = np.argwhere(~finite)[0]
     value = "NaN" if np.isnan(array[tuple(place)]) else "an infinite value"
-    where = f" in sample {place[0]}" if split else f" at {place.tolist()}"
+    where = f" at {place.tolist()}" if first is None else f" in sample {first + place[0]}"
     count = int(np.count_nonzero(~finite))
+    among = f"samples {first} to {first + len(array) - 1}" if first else "all"
     raise DataError(
-        f"input {port.name!r} has {value}{where} ({count} such value{'s' * (count > 1)} in all, as {array.dtype}): "
+        f"input {port.name!r} has {value}{where} ({count} such value{'s' * (count > 1)} in {among}, as {array.dtype}): "
         "contributions need finite numbers"
     )

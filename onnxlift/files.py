@@ -108,6 +108,11 @@ def weights_elsewhere(model: ModelProto, folder: Path) -> int:
     return sum(_locate(tensor, folder)[2] for tensor in _tensors(model) if is_external(tensor))
 
 
+def files_of_weights(model: ModelProto, folder: Path) -> list[Path]:
+    """The other files, in `folder`, in which tensors of the model lie."""
+    return sorted({_locate(tensor, folder)[0] for tensor in _tensors(model) if is_external(tensor)})
+
+
 def save_with_weights(model: ModelProto, path: PathLike, folder: Path) -> None:
     """Writes the model and, in one file called after it (`NAME.data`), the external data it refers to in `folder`.
 

@@ -16,10 +16,16 @@ _GROUPS = Path("/sys/fs/cgroup")
 
 
 def cpus() -> int:
-    """How many threads can run at once: those of the machine, or fewer where an affinity or a quota says so."""
+    """How many threads can run at once: those of the machine, or fewer where an affinity or a quota says so.
+
+    So does OMP_NUM_THREADS, by which a cluster tells a process how many processors are its own.
+    """
     count = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdecimal() and int(told) > 0:
+        count = min(count, int(told))
     for folder in _groups("cpu"):
         with contextlib.suppress(OSError, ValueError):
             if (folder / "cpu.max").exists():

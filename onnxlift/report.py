@@ -17,12 +17,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxlift.explanation import Explanation
 from onnxlift.flow import names
+from onnxlift.jobs import Outcome
 from onnxlift.metadata import conserves, explains
 from onnxlift.ports import all_nodes
 from onnxlift.rewrite import Inspection
-from onnxlift.runtime import Explainer
 from onnxlift.verify import Verification
 
 _UNLIMITED = 10_000  # columns where output is piped: a line per row, for grep
@@ -95,20 +94,23 @@ def print_rewriting(source: str, destination: str, facts: Mapping[str, Any], ver
 # ------------------------------------------------------------------------------------------------ explain
 
 
-def explaining(explainer: Explainer, explanation: Explanation, path: Path, complaint: str | None) -> dict[str, Any]:
+def explaining(outcome: Outcome, path: Path) -> dict[str, Any]:
     """What `explain` did, for JSON. `complete` is null where the rule does not conserve."""
-    adds_up = conserves(explainer.description)
+    about, arrays, found = outcome.description, outcome.arrays, outcome.found
+    adds_up = conserves(about)
+    named = {name: arrays[f"{name}_contributions"] for name in about["inputs"] if f"{name}_contributions" in arrays}
+    whose = ", ".join(f"contributions of {name!r} {list(facts.shape)}" for name, facts in named.items())
     return {
-        "explains": explains(explainer.description),
-        "provider": explainer.provider_line,
-        "samples": len(np.atleast_1d(explanation.gap)),
-        "largest_relative_gap": np.max(explanation.relative_gap),
-        "largest_gap": np.max(np.abs(explanation.gap)),
+        "explains": explains(about),
+        "provider": "; ".join(outcome.providers),
+        "samples": found.samples,
+        "largest_relative_gap": found.relative_gap,
+        "largest_gap": found.gap,
         "conserves": adds_up,
-        "complete": complaint is None if adds_up else None,
-        "complaint": complaint,
-        "arrays": {name: f"{array.dtype} {list(array.shape)}" for name, array in explanation.arrays().items()},
-        "summary": str(explanation),
+        "complete": found.complaint is None if adds_up else None,
+        "complaint": found.complaint,
+        "arrays": {name: f"{np.dtype(facts.dtype)} {list(facts.shape)}" for name, facts in arrays.items()},
+        "summary": f"{whose or 'no contributions'}; {found}",
         "file": str(path),
     }
 
@@ -118,7 +120,7 @@ def print_explaining(facts: Mapping[str, Any], verbose: bool) -> None:
     fields = {
         "runs": facts["provider"].removeprefix("runs "),
         "result": facts["summary"],
-        "wrote": f"{facts['file']} ({_bytes(os.path.getsize(facts['file']))})",
+        "wrote": f"{facts['file']} ({_bytes(_size(Path(facts['file'])))})",
     }
     if verbose:
         fields["arrays"] = _listed(facts["arrays"])
@@ -298,6 +300,11 @@ def _listed(types: Mapping[str, str]) -> str:
 def counted(values: Iterable[str]) -> str:
     """Each value and how often it occurs."""
     return ", ".join(f"{value} {count}" for value, count in Counter(values).most_common())
+
+
+def _size(path: Path) -> int:
+    """The bytes of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
 
 
 def _bytes(count: int) -> str:

@@ -25,7 +25,7 @@ class _CannotJoinError(DataError):
 
 
 class Runner:
-    """The runs of one call on `session`, and what they gave so far: `results` by output.
+    """The runs of one call on `session`, and what they gave so far: `results` by output, `split` those by sample.
 
     `leads`: the outputs to collect, with the first extent of each. `fixed`: how many samples every run must have, where
     the model fixes that.
@@ -41,6 +41,7 @@ class Runner:
         self._references: tuple[int, int] | None = None
         self._common: list[Any] = []
         self.results: dict[str, Array] = {}
+        self.split: set[str] = set()
 
     def run(self, pace: Pace, advance: Callable[[int], object]) -> None:
         """Run all tiles; `advance` is told how many more samples are done. Raises DataError where one cannot run."""
@@ -56,6 +57,7 @@ class Runner:
             if not pace.unite(samples):
                 raise
             self.results.clear()
+            self.split.clear()
             self._run(Tile(0, samples, 0, self._feed.references), pace)
             advance(samples - done)
 
@@ -69,7 +71,8 @@ class Runner:
         except Exception as error:  # ONNX Runtime's exceptions have no common class
             halves = tile.halves(pace.splits) if pace.adapts and _NO_MEMORY.search(str(error)) else None
             if halves is None:
-                where = "this data" if self._feed.samples is None else f"samples {tile.start} to {tile.stop - 1}"
+                first, last = self._feed.first + tile.start, self._feed.first + tile.stop - 1
+                where = "this data" if self._feed.samples is None else f"samples {first} to {last}"
                 raise DataError(f"the model cannot run on {where}: {essential(error)}") from error
         else:
             for name, value in zip(self._leads, values, strict=True):
@@ -120,12 +123,15 @@ class Runner:
             self._whole(name, (k, *rest), value)[tile.first : tile.last] = value
             return
         if self._leads[name] == PAIRS:
+            self.split.add(name)
             whole = self._whole(name, (n * k, *rest), value).reshape(n, k, *rest)
             pairs = value.reshape(-1, tile.last - tile.first, *rest)
             whole[tile.start : tile.stop, tile.first : tile.last] = pairs[:samples]
             return
         rows = self._has_rows(name, value, samples)
         known = name in self.results
+        if rows:
+            self.split.add(name)
         whole = self._whole(name, (n, *rest) if rows else value.shape, value)
         if whole.shape[1:] != rest or (known and not rows and not np.array_equal(whole, value)):
             raise _CannotJoinError(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -18,6 +17,7 @@ from onnx import TensorProto
 
 from onnxlift.arrays import Array
 from onnxlift.batching import Held, Pace
+from onnxlift.completeness import Completeness, completeness
 from onnxlift.errors import DataError, ModelError, OptionError
 from onnxlift.explainer import GAP, TARGET_OUTPUT, TARGET_REFERENCE
 from onnxlift.explanation import Explanation
@@ -26,6 +26,7 @@ from onnxlift.files import load
 from onnxlift.metadata import conserves, description, explains
 from onnxlift.one_hot import OneHot
 from onnxlift.plan import PlanSpec
+from onnxlift.progress import bar
 from onnxlift.reference import PAIRS, ReferenceSpec
 from onnxlift.rewrite import Model, rewrite, rewrite_in_place
 from onnxlift.runner import Runner
@@ -34,7 +35,6 @@ from onnxlift.static import Shapes
 from onnxlift.target import TargetSpec
 
 _BIG = 1 << 26  # bytes of weights that are worth looking for
-_CANCELS = 1e4  # contributions this many times larger than what they add up to have lost their precision
 _ROUNDING = 16  # in units of the model's precision
 
 
@@ -104,10 +104,13 @@ class Explainer:
         self.session, self.provider_line = open_session(source, providers, folder)
         self.intake = Intake(self.session.get_inputs(), self.description, seed)
         leads = self.description.get("leads", {})  # of static shapes, where ONNX Runtime has numbers
-        self._outputs = {
-            value.name: leads.get(value.name, value.shape[0] if value.shape else None)
+        self.outputs = {
+            value.name: value
             for value in self.session.get_outputs()
             if value.type.startswith("tensor(") and value.type != "tensor(bfloat16)"
+        }
+        self._leads = {
+            name: leads.get(name, value.shape[0] if value.shape else None) for name, value in self.outputs.items()
         }
         self._held = Held()
         self._paces: dict[tuple[Any, ...], Pace] = {}
@@ -145,12 +148,28 @@ class Explainer:
             CompletenessWarning: the contributions of some samples do not add up, although the rule conserves.
         """
         feed = self.intake.feed(data, reference, target, target_weights)
-        explanation = self._explanation(self._run(feed), feed)
-        self._check_target(explanation, feed)
+        samples = feed.samples or 1
+        more = self._pace(feed).pairs < samples * feed.references
+        with bar(samples, self.progress, more=more) as advance:
+            explanation = self._run(feed, advance)
         message = self.complaint(explanation)
         if message:
             warnings.warn(message, CompletenessWarning, stacklevel=2)
         return explanation
+
+    def part(
+        self, arrays: Mapping[str, ArrayLike], first: int, advance: Callable[[int], object]
+    ) -> tuple[Explanation, Completeness]:
+        """Explain a part of the samples of larger data: samples `first`, first + 1, ..., as messages call them.
+
+        Args:
+            arrays: by the names of the explainer's inputs.
+            advance: is told how many more samples are done.
+
+        Raises DataError as a call does; warns of nothing.
+        """
+        explanation = self._run(self.intake.feed(arrays, first=first), advance)
+        return explanation, self.completeness(explanation, first)
 
     def rounding(self, explanation: Explanation) -> Array:
         """What rounding may cost t(x) - t(r), `[N]`: a difference or a gap below it says nothing.
@@ -171,41 +190,26 @@ class Explainer:
         """The tolerance, or what the model's precision makes of it."""
         return max(self.tolerance, _ROUNDING * self.eps)
 
-    def complaint(self, explanation: Explanation) -> str | None:
-        """What is wrong with the completeness of an explanation, naming the worst samples.
+    def completeness(self, explanation: Explanation, first: int = 0) -> Completeness:
+        """How far the contributions of samples `first`, first + 1, ... are from adding up.
 
-        None if nothing is, and for the gradient family, whose contributions are not expected to add up.
+        Those of the gradient family are not expected to.
         """
-        if not conserves(self.description):
-            return None
-        gap, difference = (np.atleast_1d(array) for array in (np.abs(explanation.gap), explanation.difference))
-        bad = np.argwhere(~(gap <= np.atleast_1d(self.allowed_gap(explanation))))  # NaN is bad
-        if not bad.size:
-            return None
-        order = np.argsort(-np.nan_to_num(gap[tuple(bad.T)], nan=np.inf), kind="stable")
-        worst = [tuple(place) for place in bad[order][:5].tolist()]
-        listed = ", ".join(f"{_place(i)} (gap {gap[i]:.3g}, difference {difference[i]:.3g})" for i in worst)
-        size = explanation.total(worst[0])
-        if not np.isfinite(gap[worst[0]]):
-            advice = "where the gap is NaN, the model or a multiplier overflows on that sample or its reference"
-        elif size > _CANCELS * abs(difference[worst[0]]):
-            advice = f"the contributions cancel (their sizes add up to {size:.3g}): try another reference"
-        else:
-            advice = "run `onnxlift verify` on the model with the same options: it names the node that loses most"
-        count = len(np.unique(bad[:, 0]))
-        return (
-            f"the contributions of {count} of {len(gap)} samples do not add up to t(x) - t(r) within "
-            f"{self._least_tolerance:.2g} of it; worst are {listed}; {advice}"
-        )
+        tolerance = self._least_tolerance if conserves(self.description) else None
+        return completeness(explanation, self.allowed_gap(explanation), tolerance, first)
 
-    def _run(self, feed: Feed) -> dict[str, Array]:
-        """All outputs, joined over the runs."""
+    def complaint(self, explanation: Explanation) -> str | None:
+        """What is wrong with the completeness of an explanation, naming the worst samples; None if nothing is."""
+        return self.completeness(explanation).complaint
+
+    def _run(self, feed: Feed, advance: Callable[[int], object]) -> Explanation:
+        """All outputs, joined over the runs. Raises DataError."""
         fixed = self.intake.batch if isinstance(self.intake.batch, int) else None
-        runner = Runner(self.session, self._outputs, self.description, fixed, feed)
-        pace = self._pace(feed)
-        with self._bar(feed.samples or 1, more=pace.pairs < (feed.samples or 1) * feed.references) as advance:
-            runner.run(pace, advance)
-        return runner.results
+        runner = Runner(self.session, self._leads, self.description, fixed, feed)
+        runner.run(self._pace(feed), advance)
+        explanation = self._explanation(runner.results, frozenset(runner.split), feed)
+        self._check_target(explanation, feed)
+        return explanation
 
     def _pace(self, feed: Feed) -> Pace:
         """How much runs at once: set, or found by the calls so far with samples of this shape."""
@@ -221,13 +225,13 @@ class Explainer:
             )
         return self._paces[key]
 
-    def _explanation(self, results: dict[str, Array], feed: Feed) -> Explanation:
+    def _explanation(self, results: dict[str, Array], split: frozenset[str], feed: Feed) -> Explanation:
         about = self.description
         references = {}
         for name in about["outputs"]:
             value = results.get(f"{name}_reference") if "reference_outputs" in about["emit"] else None
             if value is not None:
-                grouped = self._outputs[f"{name}_reference"] == PAIRS
+                grouped = self._leads[f"{name}_reference"] == PAIRS
                 references[name] = value.reshape(feed.samples or 1, -1, *value.shape[1:]) if grouped else value
         kinds = ("", "/contributions", "/multiplier", "/multiplier/plus", "/multiplier/minus")
         exposed = [name + kind for name in about["expose"] for kind in kinds]
@@ -241,6 +245,7 @@ class Explainer:
             multipliers=_named(results, about["inputs"], "_multipliers"),
             hypothetical=_named(results, about["inputs"], "_hypothetical"),
             exposed=_named(results, exposed),
+            split=split,
         )
 
     def _check_target(self, explanation: Explanation, feed: Feed) -> None:
@@ -259,21 +264,8 @@ class Explainer:
         elif not fixed and feed.samples is not None:
             index = index[bad[0, 0]]
         shown = index.item() if index.size == 1 else index.tolist()
-        where = "" if feed.samples is None else f" of sample {bad[0, 0]}"
+        where = "" if feed.samples is None else f" of sample {feed.first + bad[0, 0]}"
         raise DataError(f"target {shown}{where} is out of range for tensor {output!r}, or that tensor is NaN there")
-
-    @contextlib.contextmanager
-    def _bar(self, samples: int, more: bool) -> Iterator[Callable[[int], None]]:
-        """A progress bar over samples; what it yields moves it on."""
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        shown = self.progress if self.progress is not None else console.is_terminal and more
-        columns = (TextColumn("explaining"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=console.is_terminal, disable=not shown) as progress:
-            task = progress.add_task("explaining", total=samples)
-            yield lambda done: progress.update(task, advance=done)
 
 
 def _explainer(model: Model, options: RewriteOptions) -> tuple[onnx.ModelProto, bytes | str, Path | None]:
@@ -314,11 +306,6 @@ def _eps(explainer: onnx.ModelProto) -> float:
     if TensorProto.FLOAT16 in kinds:
         return 2.0**-10
     return 2.0**-23 if TensorProto.FLOAT in kinds else 2.0**-52
-
-
-def _place(index: tuple[int, ...]) -> str:
-    """A sample, or one of the targets of a sample, for people."""
-    return f"sample {index[0]}" + "".join(f", target {target}" for target in index[1:])
 
 
 def _named(results: Mapping[str, Array], names: Sequence[str], suffix: str = "") -> dict[str, Array]:

@@ -48,15 +48,16 @@ def shuffles(method: Method, x: Array, k: int, axis: int, seed: int) -> Array:
     return out.reshape(len(x), k, *x.shape[1:])
 
 
-def check_one_hot(x: Array, axis: int, *, batched: bool = True) -> None:
+def check_one_hot(x: Array, axis: int, *, batched: bool = True, first: int = 0) -> None:
     """Raises DataError naming the first sample and position of `x` that is neither one-hot along `axis` nor all 0.
 
-    The other axes count positions. Without a batch axis, `x` is one sample and `axis` is counted in it.
+    The other axes count positions. Without a batch axis, `x` is one sample and `axis` is counted in it. Samples are
+    counted from `first`.
     """
     columns = _by_position(x, axis) if batched else _by_position(x[None], axis + 1)
     step = max(1, _CHUNK // max(1, columns.shape[1]))
     for start in range(0, len(columns), step):
-        _letters(columns, start, start + step, axis)
+        _letters(columns, start, start + step, axis, first)
 
 
 def channel_axis(x: Array, axis: int) -> int:
@@ -187,10 +188,10 @@ def _by_position(x: Array, axis: int) -> Array:
     return columns.reshape(len(x), math.prod(columns.shape[1:-1]), x.shape[axis])
 
 
-def _letters(columns: Array, start: int, stop: int, axis: int) -> Array:
+def _letters(columns: Array, start: int, stop: int, axis: int, number: int = 0) -> Array:
     """The channel that is 1 in each column of some samples, or the number of channels where all are 0.
 
-    `[n, L]`, of a small dtype. Raises DataError for any other column.
+    `[n, L]`, of a small dtype. `number`: of the first sample of all. Raises DataError for any other column.
     """
     part = columns[start:stop]
     channels = part.shape[2]
@@ -204,8 +205,8 @@ def _letters(columns: Array, start: int, stop: int, axis: int) -> Array:
         sample, position = np.argwhere(~good)[0]
         values = [f"{value:.6g}" for value in part[sample, position, :8].tolist()] + ["..."] * (channels > 8)
         raise DataError(
-            f"sample {start + sample} is not one-hot along axis {axis}: position {position} has [{', '.join(values)}], "
-            "where a single 1, or only 0 for an unknown letter, is expected"
+            f"sample {number + start + sample} is not one-hot along axis {axis}: position {position} has "
+            f"[{', '.join(values)}], where a single 1, or only 0 for an unknown letter, is expected"
         )
     return letters
 

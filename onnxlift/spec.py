@@ -88,13 +88,13 @@ class Builder:
             )
         return axes
 
-    def check(self, name: str, x: Array, axes: list[int]) -> None:
-        """Raises DataError where the samples of input `name` cannot be shuffled, or are no tokens."""
+    def check(self, name: str, x: Array, axes: list[int], first: int = 0) -> None:
+        """Raises DataError where samples of input `name`, counted from `first`, cannot be shuffled or are no tokens."""
         if self.tokens and x.dtype.kind not in "iu":
             raise DataError(f"reference {self.text!r} replaces tokens, but input {name!r} holds {x.dtype}")
         if self.name in _SHUFFLES:
             try:
-                check_one_hot(x, axes[0])
+                check_one_hot(x, axes[0], first=first)
             except DataError as error:
                 raise DataError(f"input {name!r} cannot be shuffled: {error}") from error
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -281,10 +282,9 @@ def test_verify_notices_batches_that_mix_in_hypothetical_contributions(
     call("rewrite", "dna.onnx", "e.onnx", "--target", "0", "--emit", "hypothetical", "--reference", "zeros")
     run = onnxlift.Explainer._run
 
-    def mixed(self: onnxlift.Explainer, feed: Feed) -> dict[str, np.ndarray]:
-        results = run(self, feed)
-        results["x_hypothetical"] = results["x_hypothetical"] * (self.batch_size or 2)
-        return results
+    def mixed(self: onnxlift.Explainer, feed: Feed, advance: Callable[[int], object]) -> onnxlift.Explanation:
+        found = run(self, feed, advance)
+        return replace(found, hypothetical={"x": found.hypothetical["x"] * (self.batch_size or 2)})
 
     monkeypatch.setattr(onnxlift.Explainer, "_run", mixed)
     checks = json.loads(call("verify", "e.onnx", "dna.npy", "--json", status=1).stdout)["checks"]
@@ -501,7 +501,7 @@ REFUSED: dict[str, tuple[str, str, Callable[[Path], object] | None]] = {
     "damaged zip": (EXPLAIN, "cannot be used", half("data.npz")),
     "damaged array": (PLAIN, "cannot be used", half("x.npy")),
     "pickled array": (PLAIN, "pickled Python objects", pickled),
-    "text as data": (PLAIN, "neither .npy nor .npz", lambda f: Path("x.npy").write_text("1,2,3")),
+    "text as data": (PLAIN, "of no format that onnxlift reads", lambda f: Path("x.npy").write_text("1,2,3")),
     "text in data": (PLAIN, "text or Python objects", lambda f: np.save("x.npy", np.array([["a"] * 6]))),
     "wrong name": (EXPLAIN, "no input 'z'", lambda f: np.savez("data.npz", x=X, z=X)),
     "missing reference": (EXPLAIN, "'x_reference' is missing", lambda f: np.savez("data.npz", x=X)),

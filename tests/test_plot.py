@@ -721,7 +721,7 @@ REFUSED: dict[str, tuple[str, str, Callable[[], object] | None]] = {
     "window outside": ("logo.npz --as logo --out out.png --window 5:99", "outside of the 40 positions", None),
     "data of others": ("image.npz --out out.png --data sequences.npy", "has shape [2, 40, 4]", None),
     "data without it": ("text.npz --out out.png --data images.npz", "images.npz has no array 'emb', only", None),
-    "text as data": ("image.npz --out out.png --data names.txt", "neither .npy nor .npz", None),
+    "text as data": ("image.npz --out out.png --data names.txt", "of no format that onnxlift reads", None),
     "option of others": ("table.npz --out out.png --window 0:3", "takes no option 'window'", None),
     "wrong kind": ("table.npz --as image --out out.png", "an image needs contributions of shape", None),
     "unknown kind": ("table.npz --as pie --out out.png", "'pie' is not one of", None),
