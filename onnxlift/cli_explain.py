@@ -115,6 +115,8 @@ def explain_command(
         report.print_json(facts)
     elif not quiet:
         report.print_explaining(facts, verbose)
+        for note in outcome.notes:
+            click.echo(f"note: {note}", err=True)
     complaint = outcome.found.complaint
     if complaint and not as_json:
         click.echo(f"warning: {complaint}", err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
@@ -39,18 +38,6 @@ _OF_WEB = {
 }
 
 
-def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    if value is None:
-        return None
-    try:
-        numbers = tuple(float(part) for part in value.split(","))
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} is not like 0.485,0.456,0.406") from error
-    if not all(map(math.isfinite, numbers)):
-        raise click.BadParameter(f"{value!r} has a number that is not finite")
-    return numbers
-
-
 @click.command("package", short_help="Write the folder that a model server or a browser takes.")
 @click.argument("explainer", type=_PATH)
 @click.argument("folder", metavar="DIR", type=_PATH)
@@ -80,9 +67,15 @@ def _numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 @click.option("--image-scale", "scale", type=float, metavar="NUMBER",
               help="web: value = (pixel / scale - mean) / std. [default: 255]")  # fmt: skip
 @click.option(
-    "--image-mean", "mean", callback=_numbers, metavar="NUMBER,...", help="web: one, or one for each channel."
+    "--image-mean",
+    "mean",
+    callback=cli_options.numbers,
+    metavar="NUMBER,...",
+    help="web: one, or one for each channel.",
 )
-@click.option("--image-std", "std", callback=_numbers, metavar="NUMBER,...", help="web: one, or one for each channel.")
+@click.option(
+    "--image-std", "std", callback=cli_options.numbers, metavar="NUMBER,...", help="web: one, or one for each channel."
+)
 @click.option("--runtime", type=_PATH, metavar="DIR",
               help="web: an installed onnxruntime-web. [default: npm fetches it]")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -103,7 +96,9 @@ def package_command(
       onnxlift package explainer.onnx service --for kserve --model model.onnx
       onnxlift package explainer.onnx page --for web --labels labels.txt --image-mean 0.485,0.456,0.406
     """
-    given = {name: value for name, value in options.items() if value is not None} | ({"dims": dims} if dims else {})
+    given = {name: value for name, value in options.items() if value not in (None, ())} | (
+        {"dims": dims} if dims else {}
+    )
     foreign = sorted(given.keys() & (_OF_SERVERS if tool == "web" else _OF_WEB).keys())
     if foreign:
         flags = {**_OF_SERVERS, **_OF_WEB}

@@ -111,6 +111,7 @@ def explaining(outcome: Outcome, path: Path) -> dict[str, Any]:
         "complaint": found.complaint,
         "arrays": {name: f"{np.dtype(facts.dtype)} {list(facts.shape)}" for name, facts in arrays.items()},
         "summary": f"{whose or 'no contributions'}; {found}",
+        "notes": list(outcome.notes),
         "file": str(path),
     }
 

@@ -503,7 +503,12 @@ REFUSED: dict[str, tuple[str, str, Callable[[Path], object] | None]] = {
     "pickled array": (PLAIN, "pickled Python objects", pickled),
     "text as data": (PLAIN, "of no format that onnxlift reads", lambda f: Path("x.npy").write_text("1,2,3")),
     "text in data": (PLAIN, "text or Python objects", lambda f: np.save("x.npy", np.array([["a"] * 6]))),
-    "wrong name": (EXPLAIN, "no input 'z'", lambda f: np.savez("data.npz", x=X, z=X)),
+    "wrong name": (EXPLAIN, "no input 'z'", lambda f: np.savez("data.npz", z=X)),
+    "reference that is stored": (
+        PLAIN.replace("x.npy", "data.npz") + " --reference zeros",
+        "no input 'x_reference'",
+        lambda f: np.savez("data.npz", x=X, x_reference=X),
+    ),
     "missing reference": (EXPLAIN, "'x_reference' is missing", lambda f: np.savez("data.npz", x=X)),
     "wrong shape": (PLAIN, "shape [5, 5], expected [5, 6]", lambda f: np.save("x.npy", X[:, :5])),
     "wrong rank": (PLAIN, "add the missing axis", lambda f: np.save("x.npy", X[0])),

@@ -31,13 +31,14 @@ class Outcome:
     """What a job came to.
 
     description: the explainer's metadata. providers: a line for each way in which parts ran. arrays: of the results by
-    name. found: whether the contributions of all samples add up.
+    name. found: whether the contributions of all samples add up. notes: what the user should know.
     """
 
     description: Mapping[str, Any]
     providers: Sequence[str]
     arrays: Mapping[str, ArrayFacts]
     found: Completeness
+    notes: Sequence[str]
 
 
 def run(
@@ -85,13 +86,15 @@ def run(
             make: Engine = _local if engine == "local" else cluster.make_parts
             job = Job(task, work, store, parts, chunks)
             marks = _completed(job, make, progress)
+            notes = [f"the data's {name!r} is no input of the explainer, and is left out" for name in work.left_out]
             if not moved:
-                store.finish(parts.results, marks, out, task, work)
+                notes += store.finish(parts.results, marks, out, task, work)
         return Outcome(
             work.explainer.description,
             list(dict.fromkeys(mark.provider for mark in marks)),
             {name: _whole(name, marks) for name in marks[0].arrays},
             joined(mark.found for mark in marks),
+            notes,
         )
 
 

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,9 +32,10 @@ SHARED = "_shared.npz"
 
 
 class Store(Protocol):
-    """A format of results. `name`: of the format of its parts."""
+    """A format of results. `name`: of the format of its parts. `takes_text`: whether an array may be of text."""
 
     name: str
+    takes_text: bool
 
     def check(self, out: Path, task: Task, work: Work) -> None:
         """Raises OptionError where the results cannot be kept so, a library is missing or `out` cannot be written."""
@@ -45,14 +46,15 @@ class Store(Protocol):
         `split`: which arrays have a row for each sample; the others are kept with the first part only.
         """
 
-    def finish(self, folder: Path, marks: list[Mark], out: Path, task: Task, work: Work) -> None:
-        """Make `out` of the parts in a folder: it is complete or as it was."""
+    def finish(self, folder: Path, marks: list[Mark], out: Path, task: Task, work: Work) -> Sequence[str]:
+        """Make `out` of the parts in a folder: it is complete or as it was. What the user should know of it."""
 
 
 class NpzStore:
     """One .npz file, made of those of the parts. It has the bytes that `Explanation.save` would write."""
 
     name = "npz"
+    takes_text = True
 
     def check(self, out: Path, task: Task, work: Work) -> None:
         check_writable(out)
@@ -62,28 +64,32 @@ class NpzStore:
         write_arrays(path, {name: array for name, array in arrays.items() if name in split or not number})
         _sync([path, folder])
 
-    def finish(self, folder: Path, marks: list[Mark], out: Path, task: Task, work: Work) -> None:
+    def finish(self, folder: Path, marks: list[Mark], out: Path, task: Task, work: Work) -> Sequence[str]:
         with replacing(out) as file, zipfile.ZipFile(file, "w") as archive:
             for name, rows in joined(folder, marks).items():
                 with member(archive, name, rows.shape, rows.dtype) as stream:
                     for block in _blocks(name, marks):
                         stream.write(rows[block])
+        return ()
 
 
 class Hdf5Store(NpzStore):
     """One HDF5 file with a data set for each array; a single number is an array of one."""
+
+    takes_text = False
 
     def check(self, out: Path, task: Task, work: Work) -> None:
         check_writable(out)
         required("h5py", out.suffix)
         _check_paths(out, work)
 
-    def finish(self, folder: Path, marks: list[Mark], out: Path, task: Task, work: Work) -> None:
+    def finish(self, folder: Path, marks: list[Mark], out: Path, task: Task, work: Work) -> Sequence[str]:
         with replacing_hdf5(out) as file:
             for name, rows in joined(folder, marks).items():
                 stored = file.dataset(name.strip("/"), rows.shape or (1,), rows.dtype)
                 for block in _blocks(name, marks):
                     stored[block] = rows[block]
+        return ()
 
 
 class LayoutStore(NpzStore):
@@ -95,9 +101,9 @@ class LayoutStore(NpzStore):
     def check(self, out: Path, task: Task, work: Work) -> None:
         check_layout(self._layout, out, work.explainer.outputs, self._about(task, work))
 
-    def finish(self, folder: Path, marks: list[Mark], out: Path, task: Task, work: Work) -> None:
+    def finish(self, folder: Path, marks: list[Mark], out: Path, task: Task, work: Work) -> Sequence[str]:
         data = work.stored if LAYOUTS[self._layout].letters else None
-        write_layout(self._layout, joined(folder, marks), data, out, about=self._about(task, work))
+        return write_layout(self._layout, joined(folder, marks), data, out, about=self._about(task, work)).notes
 
     def _about(self, task: Task, work: Work) -> LayoutInput:
         axes = work.explainer.description.get("one_hot") or {}
@@ -109,6 +115,7 @@ class ParquetStore:
     """A folder of .parquet files, one for each part, with a row for each sample and a column for each array."""
 
     name = "parquet"
+    takes_text = True
 
     def check(self, out: Path, task: Task, work: Work) -> None:
         _check_folder(out)
@@ -128,14 +135,16 @@ class ParquetStore:
             _sync([folder / SHARED])
         _sync([path, folder])
 
-    def finish(self, folder: Path, marks: list[Mark], out: Path, task: Task, work: Work) -> None:
+    def finish(self, folder: Path, marks: list[Mark], out: Path, task: Task, work: Work) -> Sequence[str]:
         _move(folder, out)
+        return ()
 
 
 class ZarrStore:
     """A Zarr group, of which a part is some chunks of each array. `samples`: N; `size`: of a part."""
 
     name = "zarr"
+    takes_text = False
 
     def __init__(self, samples: int | None, size: int) -> None:
         self._samples, self._size = samples, size
@@ -175,10 +184,11 @@ class ZarrStore:
         each = max(1, array[:1].nbytes)
         return max(rows for rows in _divisors(self._size) if rows == 1 or rows * each <= CHUNK_BYTES)
 
-    def finish(self, folder: Path, marks: list[Mark], out: Path, task: Task, work: Work) -> None:
+    def finish(self, folder: Path, marks: list[Mark], out: Path, task: Task, work: Work) -> Sequence[str]:
         for partial in folder.rglob("*.partial"):  # of a process that was killed
             partial.unlink()
         _move(folder, out)
+        return ()
 
 
 def check_out(out: Path, layout: str | None) -> None:

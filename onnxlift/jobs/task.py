@@ -75,14 +75,24 @@ class Task:
 class Work:
     """An explainer and the data that it explains, of which it reads a chunk at a time.
 
-    `samples`: N, or None where the model has no batch axis. `stored`: the data as they are.
+    `samples`: N, or None where the model has no batch axis. `stored`: the data as they are. `labels`: gives the names
+    of samples start to stop (exclusive), of records, regions or images; None where they have none. `left_out`: arrays
+    in the data that are nothing to the explainer.
     """
 
     def __init__(self, explainer: Explainer, stored: Stored, reference: Data | None) -> None:
         self.explainer = explainer
         self.stored = stored
-        self._rows = explainer.intake.named(stored, reference)
-        self.samples, self._cut = explainer.intake.cut(self._rows)
+        intake = explainer.intake
+        self.left_out: list[str] = []
+        if isinstance(stored, dict) and all(port.name in stored for port in intake.of_role("data")):
+            # Classes, identifiers; but a reference or a target is meant for the explainer.
+            self.left_out = [name for name in stored if name not in intake.ports and not _is_asked_for(name)]
+            stored = {name: rows for name, rows in stored.items() if name not in self.left_out}
+        self._rows = intake.named(stored, reference)
+        labels = (getattr(rows, "labels", None) for rows in self._rows.values())
+        self.labels: Callable[[int, int], list[str]] | None = next(filter(None, labels), None)
+        self.samples, self._cut = intake.cut(self._rows)
         self._shared: dict[str, Array] = {}
 
     def explain(
@@ -114,3 +124,8 @@ class Work:
             size = 8 if output.type in ("tensor(double)", "tensor(int64)") else 4
             total += size * rows * math.prod(dim if isinstance(dim, int) else extents.get(dim, 1) for dim in rest)
         return max(1, int(total))
+
+
+def _is_asked_for(name: str) -> bool:
+    """Whether an array is called as what some explainers take."""
+    return name.endswith("_reference") or name in ("target", "target_weights")

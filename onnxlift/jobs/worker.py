@@ -14,6 +14,9 @@ from onnxlift.jobs.parts import ArrayFacts, Mark, Parts
 from onnxlift.jobs.stores import Store
 from onnxlift.jobs.task import Task, Work
 
+SAMPLE = "sample"
+"""The array of what samples are called, where the data have names for them and the format takes text."""
+
 
 @dataclass(frozen=True)
 class Chunks:
@@ -56,17 +59,21 @@ def make_part(
     start, stop = bounds
     explanation, found = work.explain(start, stop, advance)
     arrays = {name: _plain(array) for name, array in explanation.arrays().items()}
+    split = explanation.split
+    if work.labels is not None and store.takes_text and SAMPLE not in arrays:
+        arrays[SAMPLE] = np.array(work.labels(start, stop))
+        split |= {SAMPLE}
     try:
         parts.results.mkdir(exist_ok=True)
-        store.write(parts.results, number, start, arrays, explanation.split)
+        store.write(parts.results, number, start, arrays, split)
     except OSError as error:
         raise OptionError(f"Cannot write {parts.results}: {error.strerror or error}. Make room for it.") from error
-    compared = arrays.keys() - explanation.split - {f"{name}_reference" for name in explanation.reference_outputs}
+    compared = arrays.keys() - split - {f"{name}_reference" for name in explanation.reference_outputs}
     facts = {
         name: ArrayFacts(
             array.dtype.str,
             array.shape,
-            name in explanation.split,
+            name in split,
             hashlib.sha256(array.tobytes()).hexdigest() if name in compared else "",
         )
         for name, array in arrays.items()

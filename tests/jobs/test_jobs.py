@@ -97,6 +97,28 @@ def test_chunks_join_to_the_whole(folder: Path, suffix: str, chunk: int | None) 
     assert sorted(path.name for path in folder.iterdir()) == ["data.npz", "model.onnx", f"out{suffix}"]
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_samples_keep_their_names_where_text_has_a_place(folder: Path, suffix: str) -> None:
+    onnx.save(DNA, "model.onnx")
+    letters = np.array(list("ACGT"))[SEQUENCES.argmax(axis=1)]
+    names = [f"record {'x' * number}" for number in range(N)]  # of several lengths
+    Path("dna.fa").write_text("".join(f">{name}\n{''.join(row)}\n" for name, row in zip(names, letters, strict=True)))
+    task = Task(Path("model.onnx"), Path("dna.fa"), options={"reference": "zeros"}, batch_size=2)
+    run(task, Path(f"out{suffix}"), chunk_size=2)
+    got = results(f"out{suffix}")
+    expected = onnxlift.Explainer(DNA, reference="zeros", batch_size=2)(SEQUENCES).arrays()
+    if suffix in (".npz", ".parquet"):
+        assert got.pop("sample").tolist() == [name.split()[0] for name in names]
+    check_equal(got, expected)
+
+
+def test_other_arrays_in_the_data_are_left_out_and_told(folder: Path) -> None:
+    task = a_task(data={"x": X, "label": np.arange(N)}, target=1, reference="zeros")
+    outcome = run(task, Path("out.npz"), chunk_size=4)
+    assert outcome.notes == ["the data's 'label' is no input of the explainer, and is left out"]
+    check_equal(results("out.npz"), at_once(a_task(target=1, reference="zeros")))
+
+
 WAYS: dict[str, tuple[onnx.ModelProto, Any, dict[str, Any]]] = {
     "paired": (MLP, {"x": X, "x_reference": R}, {"target": 1}),
     "one reference for all": (MLP, {"x": X, "x_reference": R[:1]}, {"target": 1}),
@@ -480,7 +502,7 @@ REFUSED: dict[str, tuple[dict[str, np.ndarray], dict[str, Any], str]] = {
         "input 'target_weights' has shape [2, 3], expected [9, 3]: one row per sample of 'x'",
     ),
     "shape": ({"x": X[:, :5], "x_reference": R}, {"target": 1}, "input 'x' has shape [9, 5], expected [9, 6]"),
-    "name": ({"x": X, "z": X, "x_reference": R}, {"target": 1}, "no input 'z' in the explainer"),
+    "name": ({"z": X, "x_reference": R}, {"target": 1}, "no input 'z' in the explainer"),
     "missing": ({"x": X}, {"target": 1}, "the array of input 'x_reference' is missing"),
     "text": ({"x": X.astype(str), "x_reference": R}, {"target": 1}, "input 'x' holds text or Python objects"),
     "given twice": ({"x": X, "x_reference": R}, {"target": 1, "reference": R}, "'x_reference' is given twice"),
