@@ -43,11 +43,20 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
 
     Raises OptionError where `path` cannot be written.
     """
+    with replacing_path(path) as partial, partial.open("xb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def replacing_path(path: PathLike) -> Iterator[Path]:
+    """A name to write to, for libraries that open files themselves; what is there becomes `path` once it is complete.
+
+    Raises OptionError where it cannot be written.
+    """
     target = check_writable(path)
     partial = temporary(target)
     try:
-        with partial.open("xb") as file:
-            yield file
+        yield partial
         os.replace(partial, target)
     except OSError as error:
         raise OptionError(f"Cannot write {target}: {error.strerror or error}. Choose a writable path.") from error

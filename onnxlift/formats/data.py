@@ -189,14 +189,13 @@ def refusing(where: str) -> Iterator[None]:
         raise DataError(f"The data {where} cannot be used: {reason}. Save it again.") from error
 
 
-def optional(module: str, reading: str) -> Any:
-    """A library that only some formats need. Raises OptionError where it is not installed."""
+def required(module: str, doing: str) -> Any:
+    """A library that only some formats need, for "reading Zarr". Raises OptionError where it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise OptionError(
-            f"reading {reading} needs {module.partition('.')[0]}: pip install 'onnxlift[formats]' ({error})"
-        ) from error
+        name = module.partition(".")[0]
+        raise OptionError(f"{doing} needs {name}: pip install 'onnxlift[formats]' ({error})") from error
 
 
 def open_data(
@@ -224,17 +223,17 @@ def open_data(
 
             return open_numpy(path)
         case "zarr":
-            optional("zarr", "Zarr")
+            required("zarr", "reading Zarr")
             from onnxlift.formats.zarr_store import open_zarr
 
             return open_zarr(path)
         case "hdf5":
-            optional("h5py", "HDF5")
+            required("h5py", "reading HDF5")
             from onnxlift.formats.hdf5 import open_hdf5
 
             return open_hdf5(path)
         case "parquet":
-            optional("pyarrow", "Parquet")
+            required("pyarrow", "reading Parquet")
             from onnxlift.formats.parquet import open_parquet
 
             return open_parquet(path)

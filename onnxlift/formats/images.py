@@ -16,7 +16,7 @@ import numpy as np
 from onnxlift.arrays import Array
 from onnxlift.errors import DataError, OptionError, shown
 from onnxlift.feed import Port
-from onnxlift.formats.data import FileRows, Form, Rows, optional, refusing
+from onnxlift.formats.data import FileRows, Form, Rows, refusing, required
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -85,7 +85,7 @@ def open_images(path: Path, port: Port, form: Form) -> Iterator[dict[str, Rows]]
     OptionError: the input takes no images, `form` does not fit it, Pillow is missing. Reading rows raises DataError for
     damaged images, and such that are too large.
     """
-    optional("PIL.Image", "images")
+    required("PIL.Image", "reading images")
     frame = _frame(port)
     values = _values(form, frame, port)
     folder, names = (path, _files(path)) if path.is_dir() else (path.parent, [path.name])

@@ -19,9 +19,9 @@ import numpy as np
 
 from onnxlift.arrays import Array, check_writable, replacing, write_arrays
 from onnxlift.errors import DataError, OptionError
-from onnxlift.formats import FileRows, Rows, open_data, whole
+from onnxlift.formats import FileRows, Rows, open_data, required, whole
 from onnxlift.formats.layouts import LAYOUTS, LayoutInput, check_layout, regions_of, write_layout
-from onnxlift.formats.layouts.writing import member, replacing_hdf5, required
+from onnxlift.formats.layouts.writing import member, replacing_hdf5
 from onnxlift.jobs.parts import Mark
 from onnxlift.jobs.task import CHUNK_BYTES, Task, Work
 
@@ -80,7 +80,7 @@ class Hdf5Store(NpzStore):
 
     def check(self, out: Path, task: Task, work: Work) -> None:
         check_writable(out)
-        required("h5py", out.suffix)
+        required("h5py", f"writing {out.suffix}")
         _check_paths(out, work)
 
     def finish(self, folder: Path, marks: list[Mark], out: Path, task: Task, work: Work) -> Sequence[str]:
@@ -119,7 +119,7 @@ class ParquetStore:
 
     def check(self, out: Path, task: Task, work: Work) -> None:
         _check_folder(out)
-        required("pyarrow", out.suffix)
+        required("pyarrow", f"writing {out.suffix}")
         if work.samples is None:
             raise OptionError(f"{out} has a row for each sample, but the model has no batch axis: choose .npz or .h5")
 
@@ -151,7 +151,7 @@ class ZarrStore:
 
     def check(self, out: Path, task: Task, work: Work) -> None:
         _check_folder(out)
-        required("zarr", out.suffix)
+        required("zarr", f"writing {out.suffix}")
         _check_paths(out, work)
 
     def write(self, folder: Path, number: int, start: int, arrays: Mapping[str, Array], split: frozenset[str]) -> None:

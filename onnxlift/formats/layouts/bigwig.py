@@ -11,13 +11,13 @@ from typing import IO
 
 import numpy as np
 
-from onnxlift.arrays import Array
+from onnxlift.arrays import Array, replacing_path
 from onnxlift.errors import DataError, OptionError
-from onnxlift.formats.data import Rows, Stored
+from onnxlift.formats.data import Rows, Stored, required
 from onnxlift.formats.fasta import Fasta
 from onnxlift.formats.genome import Region, centred
 from onnxlift.formats.layouts.source import CONTRIBUTIONS, LayoutInput, Letters, input_of, scores_of
-from onnxlift.formats.layouts.writing import Written, replacing_path, required
+from onnxlift.formats.layouts.writing import Written
 
 _RUN = 1 << 16  # bases that are handed over at once
 _LONGEST_LINE = 1 << 16
@@ -56,7 +56,7 @@ def write_bigwig(results: Mapping[str, Rows], data: Stored | None, out: Path, ab
                 f"{out} may take {needed / 1e6:.0f} MB, which its disk has not left: choose another folder"
             )
         # libBigWig writes the chromosomes in the order it is told; readers look for names in a sorted tree.
-        with required("pyBigWig", out.suffix).open(str(partial), "w") as file:
+        with required("pyBigWig", f"writing {out.suffix}").open(str(partial), "w") as file:
             file.addHeader(sorted(sizes.items()))
             for chromosome, group in itertools.groupby(order, lambda sample: places[sample][0]):
                 regions = ((places[sample][1], _row(scratch, sample, length)) for sample in group)

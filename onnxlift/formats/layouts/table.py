@@ -8,12 +8,12 @@ from pathlib import Path
 
 from onnxlift.arrays import check_writable
 from onnxlift.errors import OptionError
-from onnxlift.formats.data import Rows, Stored
+from onnxlift.formats.data import Rows, Stored, required
 from onnxlift.formats.layouts.bigwig import write_bigwig
 from onnxlift.formats.layouts.captum import write_captum
 from onnxlift.formats.layouts.hypothetical import ONE_HOT, REGIONS, write_bpnet, write_chrombpnet, write_modisco
 from onnxlift.formats.layouts.source import CONTRIBUTIONS, HYPOTHETICAL, LayoutInput, inputs_of
-from onnxlift.formats.layouts.writing import Written, required
+from onnxlift.formats.layouts.writing import Written
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def check_layout(name: str, out: Path, arrays: Collection[str], about: LayoutInp
         raise OptionError(f"{out} does not end in {' or '.join(layout.suffixes)}, as a file of layout {name} does")
     for path in layout.files(out):
         check_writable(path)
-    required(layout.library, out.suffix)
+    required(layout.library, f"writing {out.suffix}")
     inputs_of(arrays, layout.scores, about.input)
     if layout.regions and not about.regions:
         raise OptionError(f"layout {name} tells where contributions lie: give the BED file of the samples as the data")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import math
-import os
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,8 +14,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import ArrayLike, DTypeLike
 
-from onnxlift.arrays import Array, check_writable, temporary
-from onnxlift.errors import OptionError
+from onnxlift.arrays import Array, replacing_path
+from onnxlift.formats.data import required
 
 _CHUNK_BYTES = 1 << 20  # of HDF5, and what of each array waits in memory
 
@@ -28,32 +26,6 @@ class Written:
 
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
-
-
-def required(module: str, writing: str) -> Any:
-    """A library that only some layouts need. Raises OptionError where it is not installed."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise OptionError(f"writing {writing} needs {module}: pip install 'onnxlift[formats]' ({error})") from error
-
-
-@contextlib.contextmanager
-def replacing_path(path: Path) -> Iterator[Path]:
-    """A name to write to, for libraries that open files themselves; what is there becomes `path` once it is complete.
-
-    Raises OptionError where it cannot be written.
-    """
-    target = check_writable(path)
-    partial = temporary(target)
-    try:
-        yield partial
-        os.replace(partial, target)
-    except OSError as error:
-        raise OptionError(f"Cannot write {target}: {error.strerror or error}. Choose a writable path.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 class _Silent:
@@ -124,7 +96,7 @@ def replacing_hdf5(path: Path) -> Iterator[Hdf5]:
 
     Raises OptionError where it cannot be written, or h5py is not installed.
     """
-    h5py = required("h5py", path.suffix)
+    h5py = required("h5py", f"writing {path.suffix}")
     with replacing_path(path) as partial, partial.open("x+b", buffering=0) as file:
         silent = _Silent(file)
         with h5py.File(silent, "w", rdcc_nbytes=_CHUNK_BYTES) as hdf5:
