@@ -49,7 +49,6 @@ def test_as_a_local_call(name: str, size: int | None, explainers: dict[str, Path
     same = alike if size is None else same_bits
     counts = (1, 2, 5) if served.batched else (1, 1, 1)
     with serving(path, *([] if size is None else ["--batch-size", str(size)])) as server:
-        table.add("onnxlift serve", f"from start to ready, {name}", f"{server.ready_after:.1f} s")
         for count in counts:
             feed = served.rows(count, RNG)
             expected = explained(path, feed, size)
@@ -68,6 +67,9 @@ def test_as_a_local_call(name: str, size: int | None, explainers: dict[str, Path
         assert server.metric("onnxlift_samples_total") == asked * sum(counts)
         assert server.metric("onnxlift_relative_gap_count") > 0
         assert server.metric("onnxlift_incomplete_samples_total") == 0
+        if size is not None:
+            check = f"{name} over HTTP, in bytes and JSON, and gRPC, {counts[-1]} samples, against Explainer here"
+            table.add("onnxlift serve", check, f"same bits; ready after {server.ready_after:.1f} s")
 
 
 def test_references_are_made_here(tmp_path: Path) -> None:
@@ -209,10 +211,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {  # what differs from RIGHT wi
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_a_tensor_in_bytes_that_does_not_fit(kind: str, digits: Server) -> None:
+def test_a_tensor_in_bytes_that_does_not_fit(kind: str, digits: Server, table: Table) -> None:
     other, message = REFUSED[kind]
     body, headers = in_bytes(X, **other)
     assert message in refusal(digits.infer(body, **headers))
+    table.add("onnxlift serve", f"refused: {kind}", "400")
 
 
 def numbers(data: object, **other: object) -> bytes:
@@ -328,11 +331,14 @@ def asking(**other: object) -> service_pb2.ModelInferRequest:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_grpc_that_does_not_fit(asked: service_pb2.ModelInferRequest, code: str, message: str, digits: Server) -> None:
+def test_grpc_that_does_not_fit(
+    asked: service_pb2.ModelInferRequest, code: str, message: str, digits: Server, table: Table
+) -> None:
     with grpc.insecure_channel(digits.grpc) as channel, pytest.raises(grpc.RpcError) as raised:
         channel.unary_unary(INFER)(asked.SerializeToString())
     assert raised.value.code().name == code
     assert message in raised.value.details()
+    table.add("onnxlift serve", f"refused over gRPC: {message}", code)
 
 
 def test_a_thousand_malformed_requests(digits: Server, explainers: dict[str, Path], table: Table) -> None:

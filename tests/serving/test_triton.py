@@ -22,14 +22,17 @@ each_protocol = pytest.mark.parametrize("protocol", CLIENTS)
 @each_protocol
 @each_explainer
 def test_answers_are_those_of_onnx_runtime(
-    served: Served, protocol: str, triton: Triton, local: dict[str, Local]
+    served: Served, protocol: str, triton: Triton, local: dict[str, Local], table: Table
 ) -> None:
     rng = np.random.default_rng(0)
     with Client(protocol, triton.addresses[protocol]) as client:
-        for samples in (1, 3, client.max_batch_size(served.name)) if served.batched else (1,):
+        counts = (1, 3, client.max_batch_size(served.name)) if served.batched else (1,)
+        for samples in counts:
             feed = served.rows(samples, rng)
             answer = client.infer(served.name, served.on_the_wire(feed))
             same_bits(answer, served.on_the_wire(local[served.name](feed)))
+    sizes = ", ".join(map(str, counts))
+    table.add("Triton", f"{served.name} over {protocol}, requests of {sizes}, against ONNX Runtime here", "same bits")
 
 
 @each_protocol
@@ -95,7 +98,9 @@ REFUSED: dict[str, tuple[Served, Arrays, tuple[str, ...]]] = {
 
 @each_protocol
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_wrong_request_is_refused(case: str, protocol: str, triton: Triton, local: dict[str, Local]) -> None:
+def test_a_wrong_request_is_refused(
+    case: str, protocol: str, triton: Triton, local: dict[str, Local], table: Table
+) -> None:
     served, feed, outputs = REFUSED[case]
     with Client(protocol, triton.addresses[protocol]) as client:
         with pytest.raises(InferenceServerException) as refusal:
@@ -105,6 +110,7 @@ def test_a_wrong_request_is_refused(case: str, protocol: str, triton: Triton, lo
         right = served.rows(1, np.random.default_rng(4))
         answer = client.infer(served.name, served.on_the_wire(right))
         same_bits(answer, served.on_the_wire(local[served.name](right)))
+    table.add("Triton", f"refused over {protocol}: {case}", refusal.value.status().removeprefix("StatusCode."))
 
 
 def test_a_target_out_of_range_gets_nan_and_leaves_others_alone(triton: Triton, local: dict[str, Local]) -> None:
