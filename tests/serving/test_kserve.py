@@ -1,4 +1,4 @@
-"""A second server of the Open Inference Protocol, KServe's, gives the same bits as ONNX Runtime does here."""
+"""KServe: a server of its SDK, the second of the protocol, gives the same bits; the SDK knows the service we write."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from serving.client import Client
 from serving.conftest import Table
 from serving.explainers import SERVED, Local, same_bits
 from serving.triton import free_ports
+
+from onnxlift.cli import main
 
 _SERVED = {served.name: served for served in SERVED}
 _START = 60  # seconds
@@ -58,3 +61,31 @@ def test_the_same_bits(name: str, explainers: dict[str, Path], local: dict[str, 
                     feed = _SERVED[name].rows(count, rng)
                     same_bits(client.infer(name, feed), local[name](feed))
             table.add("KServe SDK", f"{name}, {protocol}: 3 requests of 1, 2 and 5 samples", "same bits")
+
+
+KNOWN = """
+import sys, yaml, kserve
+
+def check(kind, body):
+    fields = {told: name for name, told in kind.attribute_map.items()}
+    for key, value in body.items():
+        assert key in fields, f"{kind.__name__} has no {key}"
+        inner = getattr(kserve.models, kind.openapi_types[fields[key]], None)
+        if inner:
+            check(inner, value)
+
+check(kserve.V1beta1InferenceService, yaml.safe_load(open(sys.argv[1])))
+"""
+
+
+def test_the_service_has_fields_that_the_sdk_knows(explainers: dict[str, Path], tmp_path: Path, table: Table) -> None:
+    """In a process of its own: the SDK registers messages that tritonclient has registered in this one."""
+    folder = tmp_path / "service"
+    told = ["package", str(explainers["digits"]), str(folder), "--for", "kserve", "--accelerator", "cuda"]
+    result = CliRunner().invoke(main, told, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    ran = subprocess.run(
+        [sys.executable, "-c", KNOWN, folder / "inferenceservice.yaml"], capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    table.add("KServe SDK", "inferenceservice.yaml against V1beta1InferenceService", "all fields known")
