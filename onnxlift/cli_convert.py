@@ -11,7 +11,7 @@ import click
 
 from onnxlift.errors import DataError, OptionError
 from onnxlift.feed import Port
-from onnxlift.formats.data import Form, Rows, Stored, open_data
+from onnxlift.formats import Form, Rows, Stored, open_data
 from onnxlift.formats.layouts import LAYOUTS, LayoutInput, Written, check_layout, regions_of, write_layout
 from onnxlift.formats.layouts.source import input_of
 from onnxlift.report import print_fields, print_json

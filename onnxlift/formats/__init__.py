@@ -1,5 +1,6 @@
 """Files of data and results in the formats that people have, read lazily and never trusted."""
 
-from onnxlift.formats.data import FileRows, Form, Rows, Stored, open_data, read_all, required, whole
+from onnxlift.formats.data import open_data, read_all
+from onnxlift.formats.rows import AS_IT_IS, FileRows, Form, Rows, Stored, required, whole
 
-__all__ = ["FileRows", "Form", "Rows", "Stored", "open_data", "read_all", "required", "whole"]
+__all__ = ["AS_IT_IS", "FileRows", "Form", "Rows", "Stored", "open_data", "read_all", "required", "whole"]

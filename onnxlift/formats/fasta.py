@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxlift.errors import DataError
-from onnxlift.formats.data import refusing
+from onnxlift.formats.rows import refusing
 
 _BLOCK = 1 << 14  # what is read around a stretch
 _LONGEST_NAME = 1000

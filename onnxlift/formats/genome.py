@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from onnxlift.arrays import Array
 from onnxlift.errors import DataError, OptionError, listed, shown
 from onnxlift.feed import Port
-from onnxlift.formats.data import FileRows, Form, Rows, refusing
 from onnxlift.formats.fasta import Fasta
+from onnxlift.formats.rows import FileRows, Form, Rows, refusing
 from onnxlift.one_hot import BASES
 
 _LONGEST_LINE = 1 << 16

@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxlift.arrays import Array
 from onnxlift.errors import DataError
-from onnxlift.formats.data import FileRows, Rows, in_pieces, named_arrays, refusing
+from onnxlift.formats.rows import FileRows, Rows, in_pieces, named_arrays, refusing
 
 
 @contextmanager

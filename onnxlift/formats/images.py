@@ -16,7 +16,7 @@ import numpy as np
 from onnxlift.arrays import Array
 from onnxlift.errors import DataError, OptionError, shown
 from onnxlift.feed import Port
-from onnxlift.formats.data import FileRows, Form, Rows, refusing, required
+from onnxlift.formats.rows import FileRows, Form, Rows, refusing, required
 
 if TYPE_CHECKING:
     import PIL.Image

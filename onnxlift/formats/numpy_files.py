@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from onnxlift.arrays import Array
-from onnxlift.formats.data import BLOCK_BYTES, FileRows, Rows, Stored, in_order, refusing
+from onnxlift.formats.rows import BLOCK_BYTES, FileRows, Rows, Stored, in_order, refusing
 
 Header = tuple[tuple[int, ...], bool, np.dtype[Any]]
 """Shape, Fortran order, dtype."""

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from onnxlift.arrays import Array
 from onnxlift.errors import DataError
-from onnxlift.formats.data import BLOCK_BYTES, FileRows, Rows, Stored, in_order, named_arrays, refusing
+from onnxlift.formats.rows import BLOCK_BYTES, FileRows, Rows, Stored, in_order, named_arrays, refusing
 
 _RAY_TENSORS = ("ray.data.arrow_tensor", "ray.data.arrow_tensor_v2")
 _BUFFER_BYTES = 1 << 20  # without a buffer the whole column of a row group is read at once

@@ -24,7 +24,7 @@ from zarr.storage import LocalStore, ZipStore
 
 from onnxlift.arrays import Array
 from onnxlift.errors import DataError
-from onnxlift.formats.data import PIECE_BYTES, ZARR_METADATA, FileRows, Rows, Stored, in_pieces, named_arrays, refusing
+from onnxlift.formats.rows import PIECE_BYTES, ZARR_METADATA, FileRows, Rows, Stored, in_pieces, named_arrays, refusing
 
 # Codecs that compute on bytes and numbers. The others that Zarr knows make Python objects, or come from a plugin.
 _CODECS = frozenset(

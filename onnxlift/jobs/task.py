@@ -13,7 +13,7 @@ from onnxlift.arrays import Array
 from onnxlift.completeness import Completeness
 from onnxlift.explanation import Explanation
 from onnxlift.feed import Data
-from onnxlift.formats import Form, Stored, open_data, whole
+from onnxlift.formats import AS_IT_IS, Form, Stored, open_data, whole
 from onnxlift.reference import PAIRS
 from onnxlift.rows import REFERENCES
 from onnxlift.runtime import Explainer
@@ -37,7 +37,7 @@ class Task:
 
     model: Path
     data: Path
-    form: Form = Form()  # noqa: RUF009
+    form: Form = AS_IT_IS
     options: Mapping[str, Any] = field(default_factory=dict)
     reference: Data | None = None
     batch_size: int | None = None

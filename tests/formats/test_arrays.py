@@ -19,8 +19,9 @@ from array_files import ARRAYS, WRITERS, tensors, write, zarr_group
 from onnxlift.cli_reference import at_run_time
 from onnxlift.errors import DataError, OptionError
 from onnxlift.feed import Port
-from onnxlift.formats import Rows, data, numpy_files, open_data, parquet, read_all, whole
-from onnxlift.formats.data import in_order
+from onnxlift.formats import Rows, numpy_files, open_data, parquet, read_all, whole
+from onnxlift.formats import rows as rows_module
+from onnxlift.formats.rows import in_order
 
 X = ARRAYS["x"]
 
@@ -44,7 +45,7 @@ def equal(rows: Rows, array: np.ndarray) -> None:
 def test_every_format_gives_back_its_arrays(
     writer: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (data, numpy_files, parquet):
+    for module in (rows_module, numpy_files, parquet):
         monkeypatch.setattr(module, "BLOCK_BYTES", block)
     with open_data(write(writer, tmp_path)) as stored:
         assert isinstance(stored, dict)

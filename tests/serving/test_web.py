@@ -22,7 +22,7 @@ from serving.explainers import MODELS, Local
 import onnxlift
 from onnxlift.feed import Port
 from onnxlift.files import save
-from onnxlift.formats.data import Form
+from onnxlift.formats import Form
 from onnxlift.formats.images import open_images
 from onnxlift.serving.web import package_web
 

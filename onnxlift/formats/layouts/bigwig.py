@@ -13,11 +13,11 @@ import numpy as np
 
 from onnxlift.arrays import Array, replacing_path
 from onnxlift.errors import DataError, OptionError
-from onnxlift.formats.data import Rows, Stored, required
 from onnxlift.formats.fasta import Fasta
 from onnxlift.formats.genome import Region, centred
 from onnxlift.formats.layouts.source import CONTRIBUTIONS, LayoutInput, Letters, input_of, scores_of
 from onnxlift.formats.layouts.writing import Written
+from onnxlift.formats.rows import Rows, Stored, required
 
 _RUN = 1 << 16  # bases that are handed over at once
 _LONGEST_LINE = 1 << 16

@@ -10,7 +10,6 @@ import numpy as np
 
 from onnxlift.arrays import replacing
 from onnxlift.errors import OptionError, shown
-from onnxlift.formats.data import Rows, Stored
 from onnxlift.formats.layouts.source import (
     CONTRIBUTIONS,
     LayoutInput,
@@ -21,6 +20,7 @@ from onnxlift.formats.layouts.source import (
     scores_of,
 )
 from onnxlift.formats.layouts.writing import Stream, Written, member
+from onnxlift.formats.rows import Rows, Stored
 
 _COLOURS = (1, 3, 4)
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from onnxlift.arrays import replacing
 from onnxlift.errors import DataError
-from onnxlift.formats.data import Rows, Stored
 from onnxlift.formats.genome import Region, centred
 from onnxlift.formats.layouts.source import Hypothetical, LayoutInput
 from onnxlift.formats.layouts.writing import Written, member, replacing_hdf5
+from onnxlift.formats.rows import Rows, Stored
 
 ONE_HOT, REGIONS = ".onehot.npz", ".interpreted_regions.bed"
 """What the second file of a layout ends in, instead of the suffix of the first."""

@@ -12,8 +12,8 @@ import numpy as np
 from onnxlift.arrays import Array
 from onnxlift.errors import DataError, OptionError, listed, shown
 from onnxlift.explainer import TARGET_OUTPUT
-from onnxlift.formats.data import BLOCK_BYTES, Rows, Stored
 from onnxlift.formats.genome import Region, read_regions
+from onnxlift.formats.rows import BLOCK_BYTES, Rows, Stored
 from onnxlift.one_hot import BASES
 
 CONTRIBUTIONS, HYPOTHETICAL = "_contributions", "_hypothetical"

@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 from numpy.typing import ArrayLike, DTypeLike
 
 from onnxlift.arrays import Array, replacing_path
-from onnxlift.formats.data import required
+from onnxlift.formats.rows import required
 
 _CHUNK_BYTES = 1 << 20  # of HDF5, and what of each array waits in memory
 
