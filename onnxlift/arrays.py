@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import uuid
 import zipfile
@@ -59,7 +60,8 @@ def replacing_path(path: PathLike) -> Iterator[Path]:
         yield partial
         os.replace(partial, target)
     except OSError as error:
-        raise OptionError(f"Cannot write {target}: {error.strerror or error}. Choose a writable path.") from error
+        remedy = "Make room for it" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose a writable path"
+        raise OptionError(f"Cannot write {target}: {error.strerror or error}. {remedy}.") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -97,6 +99,12 @@ def destination(path: PathLike) -> Path:
 def temporary(path: Path) -> Path:
     """A free name beside `path`, for what replaces it once it is complete."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def leftovers(path: PathLike) -> list[Path]:
+    """What processes that were killed while they wrote `path` have left beside it."""
+    real = Path(os.path.realpath(path))
+    return list(real.parent.glob(f".{glob.escape(real.name)}.{'[0-9a-f]' * 32}.tmp"))
 
 
 def _all_text(array: Array) -> bool:

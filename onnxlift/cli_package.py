@@ -150,9 +150,10 @@ def _fields(repository: Repository) -> dict[str, str]:
     """What was packaged, for people."""
     trial, serving, off = repository.trial, repository.serving, repository.off
     together = f"up to {serving.max_batch} samples together" if trial.contract.joins else "every request alone"
-    compared = (
-        "not compared: the explainer returns none" if off is None else f"off by {off:.2g}" if off else "same bits"
-    )
+    compared = "not compared: the explainer returns none"
+    if off is not None:
+        found = f"off by {off:.2g}" if off else "same bits"
+        compared = f"{found}, against the explainer's outputs in a trial run"
     return {
         "explains": explains(trial.about).removeprefix("explains "),
         **{
@@ -160,7 +161,7 @@ def _fields(repository: Repository) -> dict[str, str]:
             for name, contract in repository.entries.items()
         },
         "runs": f"{serving.backend} backend, accelerator {serving.accelerator}, {together}",
-        "predictions": f"{compared}, against the explainer's outputs in a trial run",
+        "predictions": compared,
         **({"notes": "\n".join(trial.notes)} if trial.notes else {}),
     }
 

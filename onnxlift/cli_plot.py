@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
-from onnxlift.arrays import check_writable, replacing
+from onnxlift.arrays import Array, check_writable, replacing
 from onnxlift.errors import DataError, OptionError, shown
-from onnxlift.formats import read_all
+from onnxlift.feed import Port
+from onnxlift.formats import Form, read_all
+from onnxlift.formats.layouts.source import CONTRIBUTIONS
 from onnxlift.plot.drawing import Drawing, Kind, Options, drawing
 from onnxlift.plot.logos import Window
 from onnxlift.plot.page import page
@@ -44,7 +47,8 @@ def _window(ctx: click.Context, param: click.Parameter, value: str | None) -> Wi
 @click.command("plot", short_help="Draw contributions: images, logos, bars, tokens, a report.")
 @click.argument("contributions", type=_PATH)
 @click.option("--out", required=True, type=_PATH, help="The .png, .svg or .html file to write.")
-@click.option("--data", type=_PATH, help="The arrays that were explained, as `explain` takes them.")
+@click.option("--data", type=_PATH, help="What was explained, as `explain` takes it.")
+@click.option("--genome", type=_PATH, metavar="FASTA", help="What the regions of a BED file are of.")
 @click.option("--as", "kind", type=click.Choice(("auto", *get_args(Kind))), default="auto", show_default=True,
               help="The kind of picture; auto chooses by the shape, and says so.")  # fmt: skip
 @click.option("--input", "name", metavar="NAME", help="The explained input, where there are several.")
@@ -67,6 +71,7 @@ def plot_command(
     contributions: Path,
     out: Path,
     data: Path | None,
+    genome: Path | None,
     kind: Any,
     name: str | None,
     samples: Samples,
@@ -87,6 +92,7 @@ def plot_command(
     Examples:
       onnxlift plot contributions.npz --data images.npz --out digits.png --unit logit
       onnxlift plot contributions.npz --data sequences.npz --out logo.svg --as logo --window 40:120
+      onnxlift plot contributions.zarr --data peaks.narrowPeak --genome hg38.fa --out logo.png
       onnxlift plot contributions.npz --data table.npy --out bars.png --names names.txt
       onnxlift plot contributions.npz --data data.npz --out report.html --samples 0,3,5
     """
@@ -102,7 +108,7 @@ def plot_command(
         raise DataError(f"{contributions} is a single array: give what `onnxlift explain --out` wrote")
     selection = select(
         arrays,
-        None if data is None else read_all(data),
+        None if data is None else _explained(data, arrays, name, options["channels"], genome),
         input=name,
         samples=samples,
         source=str(contributions),
@@ -126,6 +132,20 @@ def plot_command(
     with replacing(out) as file:
         file.write(content)
     _tell(drawn, notes, out, len(content), as_json=as_json, quiet=quiet)
+
+
+def _explained(
+    path: Path, results: Mapping[str, Array], name: str | None, channels: str | None, genome: Path | None
+) -> Array | dict[str, Array]:
+    """The data; sequences and images become arrays of the shape of their contributions."""
+    shapes = {key.removesuffix(CONTRIBUTIONS): results[key].shape for key in results if key.endswith(CONTRIBUTIONS)}
+    inputs = [
+        Port(each, "tensor(float)", ("N", *shape[1:]), "data", each, True)
+        for each, shape in shapes.items()
+        if name in (None, each)
+    ]
+    axes = {port.name: 1 if channels == "first" else len(port.shape) - 1 for port in inputs} if channels else {}
+    return read_all(path, inputs=inputs, one_hot=axes, form=Form(genome))
 
 
 def _tell(drawn: Drawing, notes: list[str], out: Path, size: int, *, as_json: bool, quiet: bool) -> None:

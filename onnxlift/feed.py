@@ -211,9 +211,7 @@ class Intake:
         named = self.named(data, reference, target, target_weights)
         return {name: _array(name, value, self.ports[name].dtype) for name, value in named.items()}
 
-    def named(
-        self, data: Any, reference: Any = None, target: Any = None, target_weights: Any = None
-    ) -> dict[str, Any]:
+    def named(self, data: Any, reference: Any = None, target: Any = None, target_weights: Any = None) -> dict[str, Any]:
         """What a call gives, by graph input, whatever the arrays are. Raises DataError for names that do not fit."""
         named: dict[str, Any] = {}
         if isinstance(data, Mapping):

@@ -109,7 +109,7 @@ class Runner:
         place = ("cpu", 0)
         if self._session.get_providers()[0] == CUDA:
             place = ("cuda", int(self._session.get_provider_options()[CUDA].get("device_id", 0)))
-        return runtime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), *place)
+        return runtime().OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), *place)
 
     def _join(self, name: str, value: Array, tile: Tile) -> None:
         """Put what a tile gives of an output where it belongs; the first tile makes that place.

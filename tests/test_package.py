@@ -166,6 +166,19 @@ def test_requests_run_alone_where_samples_cannot_be_joined(folder: Path, text: s
     assert "Every request runs alone" in Path("out/README.md").read_text("utf-8")
 
 
+def test_an_explainer_that_returns_no_output_of_the_model(folder: Path) -> None:
+    result = call(explainer(MLP, target=0, keep=[]), "out", "--for", "triton", "--model", "m.onnx")
+    assert re.search(r"not compared: the explainer returns none *\n", result.stdout), result.stderr
+    page = Path("out/README.md").read_text("utf-8")
+    assert "`e` gives what explains the model." in page
+    assert "--name e --version 2 --model model.onnx\n" in page
+
+
+def test_the_page_of_requests_that_run_alone_names_no_batches(folder: Path) -> None:
+    package(explainer(ALONE, target=0))
+    assert "max_batch_size" not in Path("out/README.md").read_text("utf-8")
+
+
 def test_references_by_name_are_a_note(folder: Path) -> None:
     found = package(explainer(SPLICE, reference="dinuc-shuffle:3"))
     assert "dinuc-shuffle:3 come with each request" in found.trial.notes[0]
@@ -293,6 +306,7 @@ REFUSED: list[tuple[Callable[[], Path], str, str]] = [
     (good, "--version 0", r"--version"),
     (good, "--max-batch-size 0", r"--max-batch-size"),
     (good, "--dim rows=3", r"no dimension 'rows'"),
+    (good, "--dim N=1", r"--dim N is the number of samples, which every request chooses: leave it out"),
     (good, "--backend python --accelerator tensorrt", r"leave out --backend python"),
     (good, "--labels labels.txt --image-scale 1", r"--labels, --image-scale has no meaning with --for triton"),
     (good, "--image-mean 1,a", r"'1,a' is not like"),
@@ -329,8 +343,9 @@ def test_options_of_servers_are_none_of_the_page(folder: Path) -> None:
         (lambda: (Path("out").mkdir(), Path("out/file").touch()), "out", "is not empty"),
         (lambda: Path("out").touch(), "out", "is a file"),
         (lambda: None, "missing/out", "there is no folder"),
+        (lambda: None, "/", "Cannot write /: it is the root"),
     ],
-    ids=["not empty", "a file", "no parent"],
+    ids=["not empty", "a file", "no parent", "the root"],
 )
 def test_folders_that_are_in_use_are_left_alone(
     folder: Path, prepare: Callable[[], object], out: str, message: str

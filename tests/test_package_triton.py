@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import types
@@ -366,29 +367,6 @@ def test_the_service_of_kserve() -> None:
     )
 
 
-KNOWN = """
-import yaml, kserve
-
-def check(kind, body):
-    fields = {told: name for name, told in kind.attribute_map.items()}
-    for key, value in body.items():
-        assert key in fields, f"{kind.__name__} has no {key}"
-        inner = getattr(kserve.models, kind.openapi_types[fields[key]], None)
-        if inner:
-            check(inner, value)
-
-check(kserve.V1beta1InferenceService, yaml.safe_load(open("out/inferenceservice.yaml")))
-"""
-
-
-@pytest.mark.skipif(importlib.util.find_spec("kserve") is None, reason="the SDK of KServe is not installed")
-def test_the_service_has_fields_that_the_sdk_of_kserve_knows() -> None:
-    """In a process of its own: the SDK registers messages that tritonclient has registered in this one."""
-    package(serving=Serving(accelerator="cuda"), for_kserve=True)
-    ran = subprocess.run([sys.executable, "-c", KNOWN], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-
-
 @pytest.mark.parametrize(
     ("name", "service"), [("Mnist_CNN.v2", "mnist-cnn-v2"), ("a", "a"), ("2nd", None), ("a" * 41, None), ("__", None)]
 )
@@ -447,6 +425,20 @@ def test_the_calls_of_the_readme_fit_the_configuration(monkeypatch: pytest.Monke
             schema.DataType.Name(port.data_type) for port in config.input
         }
     assert '"name": "b", "datatype": "BOOL", "shape": [1, 1], "data": [false]' in printed
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "python"])
+def test_a_new_version_made_as_the_readme_says_is_whole(backend: Any) -> None:
+    package(serving=Serving(backend=backend))
+    shell = next(block for block in blocks("sh") if block.startswith("onnxlift package"))
+    shutil.copyfile("e.onnx", "out/new.onnx")
+    program = (
+        f"onnxlift() {{ {shlex.quote(sys.executable)} -c 'from onnxlift.cli import main; main()' \"$@\"; }}\n{shell}"
+    )
+    subprocess.run(["sh", "-ec", program], cwd="out", capture_output=True, check=True)
+    for entry in ("out/e", "out/e_predict"):
+        first, second = ({file.name for file in Path(entry, version).iterdir()} for version in "12")
+        assert first == second
 
 
 def test_hostile_names_stay_names() -> None:

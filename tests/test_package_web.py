@@ -95,6 +95,14 @@ def test_a_final_sigmoid_is_named(tmp_path: Path, runtime: Path) -> None:
     assert (page["target"], page["classes"], page["labels"], page["preprocessing"]) == (None, 1, [], None)
 
 
+def test_the_prediction_is_of_the_explained_output(tmp_path: Path, runtime: Path) -> None:
+    nodes = "box = MatMul(x, W) h = MatMul(x, W) s = Softmax(h) y = Identity(s)"
+    model = parse(nodes, "float[N, 6] x", "float[N, 2] box, float[N, 2] y", W=np.ones((6, 2), np.float32))
+    page = package(tmp_path, explainer(tmp_path, model, output="y"), runtime)
+    assert page["explained"] == {"name": "y", "before": "before its Softmax"}
+    assert page["prediction"] == {"name": "y", "op": "Identity"}
+
+
 KINDS = {
     "channels first": ((3, 16, 20), {"kind": "image", "channels": 3, "height": 16, "width": 20, "channelsLast": False}),
     "channels last": ((16, 20, 3), {"kind": "image", "channels": 3, "height": 16, "width": 20, "channelsLast": True}),

@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
+from PIL import Image
 
 import onnxlift
 import onnxlift.plot
@@ -686,6 +687,30 @@ def test_files_of_tokens(folder: Path, samples: int, text: str, expected: list[l
     call("text.npz", "--tokens", "tokens.txt", "--out", "out.html", "-q")
     found = re.findall(r"<span [^>]*>([^<]*)</span>", Path("out.html").read_text())
     assert found == list(itertools.chain(*expected))
+
+
+def test_data_that_are_no_arrays(folder: Path) -> None:
+    """Sequences and images are drawn as the arrays that they are for the model."""
+    pixels = np.load("images.npz")["x"]
+    Path("photographs").mkdir()
+    for number, each in enumerate(pixels):
+        Image.fromarray(each).save(f"photographs/{number:02}.png")
+    letters = ["".join("ACGT"[k] for k in each.argmax(axis=1)) for each in np.load("sequences.npy")]
+    Path("letters.fa").write_text("".join(f">{i}\n{each}\n" for i, each in enumerate(letters)))
+    Path("genome.fa").write_text(f">chr1\n{''.join(letters)}\n")
+    Path("regions.bed").write_text("chr1\t0\t40\nchr1\t40\t80\n")
+    np.save("images.npy", pixels[:, None].astype(np.float32) / 255)
+    drawn = {
+        "photographs": "images.npy",
+        "letters.fa": "sequences.npy",
+        "regions.bed --genome genome.fa": "sequences.npy",
+    }
+    for data, arrays in drawn.items():
+        result = "image.npz" if "photographs" in data else "logo.npz"
+        call(result, "--data", *data.split(), "--out", "got.svg", "-q")
+        call(result, "--data", arrays, "--out", "expected.svg", "-q")
+        assert Path("got.svg").read_text() == Path("expected.svg").read_text()
+    assert "name the FASTA file" in call("logo.npz", "--data", "regions.bed", "--out", "out.png", status=2).stderr
 
 
 def test_the_whole_way_from_a_model(folder: Path) -> None:

@@ -151,6 +151,17 @@ def test_a_model_without_batch_axis_runs_once() -> None:
     assert "t(x)" in str(explanation)
 
 
+def test_numbers_of_a_model_without_batch_axis_stay_numbers() -> None:
+    """The index 1 takes a row of W1, and [1] would take a matrix of one row."""
+    scaled = "g (float[3] x, float s, int64 i) => (float y) { w = Gather(W1, i)\n h = Mul(x, s)\n y = MatMul(h, w) }"
+    w1 = np.arange(12, dtype=np.float32).reshape(4, 3)
+    made = onnxlift.Explainer(model(scaled, W1=w1), inputs=["x", "s"], reference="zeros")
+    result = made({"x": np.ones(3, np.float32), "s": np.float32(2), "i": 1})
+    assert {array.shape for array in (result.gap, result.target, result.outputs["y"])} == {()}
+    assert result.contributions["s"].shape == ()
+    close(result.outputs["y"], np.float32(24))
+
+
 def test_several_inputs_one_shared_by_all_samples() -> None:
     text = """g (float[N, 6] x, float[6] s, int64 k) => (float[N, 6] y) {
         a = Mul(x, s) c = Relu(a) d = Cast<to=1>(k) y = Mul(c, d)

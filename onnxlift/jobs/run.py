@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from onnxlift.arrays import leftovers
 from onnxlift.completeness import Completeness, joined
 from onnxlift.errors import DataError, OnnxliftError
+from onnxlift.formats.layouts import LAYOUTS
 from onnxlift.jobs import cluster
 from onnxlift.jobs.identity import identity
 from onnxlift.jobs.parts import ArrayFacts, Mark, Parts, claimed
@@ -83,12 +86,16 @@ def run(
         if not moved:
             store.check(out, task, work)
         with claimed(folder, identity(task, work, size, store.name), resume=resume) as parts:
+            for path in [out] if layout is None else LAYOUTS[layout].files(out):
+                for partial in leftovers(path):  # of this job: no other one can be at `out`
+                    partial.unlink(missing_ok=True)
             make: Engine = _local if engine == "local" else cluster.make_parts
             job = Job(task, work, store, parts, chunks)
             marks = _completed(job, make, progress)
             notes = [f"the data's {name!r} is no input of the explainer, and is left out" for name in work.left_out]
             if not moved:
-                notes += store.finish(parts.results, marks, out, task, work)
+                with _telling_what_is_kept(job, marks):
+                    notes += store.finish(parts.results, marks, out, task, work)
         return Outcome(
             work.explainer.description,
             list(dict.fromkeys(mark.provider for mark in marks)),
@@ -103,14 +110,21 @@ def _completed(job: Job, make: Engine, progress: bool | None) -> list[Mark]:
     marks = {number: mark for number in range(len(job.chunks)) if (mark := job.parts.mark(number)) is not None}
     missing = [number for number in range(len(job.chunks)) if number not in marks]
     samples = job.chunks.samples or 1
+    with _telling_what_is_kept(job, marks), bar(samples, progress, more=samples > 1) as advance:
+        advance(sum(mark.stop - mark.start for mark in marks.values()))
+        for number in make(job, missing, advance):
+            mark = job.parts.mark(number)
+            assert mark is not None
+            marks[number] = mark
+            _check_joins(next(iter(marks.values())), mark, samples)
+    return [marks[number] for number in range(len(job.chunks))]
+
+
+@contextmanager
+def _telling_what_is_kept(job: Job, marks: Collection[Any]) -> Iterator[None]:
+    """Adds to the message of an error that parts are finished, as many as there are marks then."""
     try:
-        with bar(samples, progress, more=samples > 1) as advance:
-            advance(sum(mark.stop - mark.start for mark in marks.values()))
-            for number in make(job, missing, advance):
-                mark = job.parts.mark(number)
-                assert mark is not None
-                marks[number] = mark
-                _check_joins(next(iter(marks.values())), mark, samples)
+        yield
     except OnnxliftError as error:
         if not marks:
             raise
@@ -118,7 +132,6 @@ def _completed(job: Job, make: Engine, progress: bool | None) -> list[Mark]:
             f"{str(error).rstrip('.')}. {len(marks)} of {len(job.chunks)} parts are kept in {job.parts.folder}: "
             "--resume goes on with them, as long as the data are the same"
         ) from error
-    return [marks[number] for number in range(len(job.chunks))]
 
 
 def _local(job: Job, missing: list[int], advance: Callable[[int], object]) -> Iterator[int]:

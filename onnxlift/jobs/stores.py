@@ -18,9 +18,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from onnxlift.arrays import Array, check_writable, replacing, write_arrays
-from onnxlift.errors import DataError, OptionError
+from onnxlift.errors import DataError, OptionError, listed
+from onnxlift.explainer import TARGET_OUTPUT
 from onnxlift.formats import FileRows, Rows, open_data, required, whole
 from onnxlift.formats.layouts import LAYOUTS, LayoutInput, check_layout, regions_of, write_layout
+from onnxlift.formats.layouts.source import inputs_of
 from onnxlift.formats.layouts.writing import member, replacing_hdf5
 from onnxlift.jobs.parts import Mark
 from onnxlift.jobs.task import CHUNK_BYTES, Task, Work
@@ -99,7 +101,16 @@ class LayoutStore(NpzStore):
         self._layout = layout
 
     def check(self, out: Path, task: Task, work: Work) -> None:
-        check_layout(self._layout, out, work.explainer.outputs, self._about(task, work))
+        outputs, layout = work.explainer.outputs, LAYOUTS[self._layout]
+        check_layout(self._layout, out, outputs, self._about(task, work))
+        inputs = inputs_of(outputs, layout.scores, None)
+        if len(inputs) > 1 and (self._layout, out.suffix.lower()) != ("captum", ".npz"):
+            raise OptionError(
+                f"{out} is of one input, and the results are of {listed(inputs)}: explain one (--inputs), or leave out "
+                "--layout and choose one with `onnxlift convert --input`"
+            )
+        if len(outputs[TARGET_OUTPUT].shape) > 1:
+            raise OptionError(f"{out} is of one target of each sample: explain each target by itself")
 
     def finish(self, folder: Path, marks: list[Mark], out: Path, task: Task, work: Work) -> Sequence[str]:
         data = work.stored if LAYOUTS[self._layout].letters else None
@@ -107,7 +118,9 @@ class LayoutStore(NpzStore):
 
     def _about(self, task: Task, work: Work) -> LayoutInput:
         axes = work.explainer.description.get("one_hot") or {}
-        axis = next(iter(axes.values())) if len(axes) == 1 else None
+        layout = LAYOUTS[self._layout]
+        sequences = layout.letters or layout.regions  # others have no letters, even where the input has
+        axis = next(iter(axes.values())) if sequences and len(axes) == 1 else None
         return LayoutInput(axis=axis, regions=regions_of(task.data), genome=task.form.genome)
 
 
@@ -128,7 +141,10 @@ class ParquetStore:
 
         path = _part(folder, number, ".parquet")
         with replacing(path) as file:
-            parquet.write_table(table({name: _column(arrays[name]) for name in arrays if name in split}), file)
+            columns = {name: _column(array) for name, array in arrays.items() if name in split}
+            # A dictionary of numbers that hardly repeat takes time and room.
+            repeated = [name for name in columns if arrays[name].dtype.kind != "f"]
+            parquet.write_table(table(columns), file, use_dictionary=repeated)
         shared = {name: array for name, array in arrays.items() if name not in split}
         if shared and not number:
             write_arrays(folder / SHARED, shared)
@@ -163,16 +179,17 @@ class ZarrStore:
             group = zarr.open_group(folder, mode="a")
             for name, array in arrays.items():
                 place = folder / name.strip("/")
+                dtype = np.dtype(array.dtype.str)  # ONNX Runtime's int64 may be a C type that Zarr does not know
                 if name in split:
                     rows = self._rows(array)
                     chunks = (rows, *array.shape[1:])
-                    stored = _zarr_array(group, name, (self._samples, *array.shape[1:]), chunks, array.dtype)
+                    stored = _zarr_array(group, name, (self._samples, *array.shape[1:]), chunks, dtype)
                     stored[start : start + len(array)] = array
                     written = [place / "c" / str(i) for i in range(start // rows, -(-(start + len(array)) // rows))]
                 elif number:
                     continue
                 else:
-                    _zarr_array(group, name, array.shape, array.shape, array.dtype)[...] = array
+                    _zarr_array(group, name, array.shape, array.shape, dtype)[...] = array
                     written = [place / "c"]
                 above = [place / "c", *(place, *place.parents)[: len(place.relative_to(folder).parts) + 1]]
                 changed |= {path for each in written for path in (*each.rglob("*"), each)}

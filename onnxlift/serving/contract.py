@@ -82,8 +82,8 @@ def try_explainer(path: Path, dims: Mapping[str, int]) -> Trial:
     """Run an explainer on random samples, and refuse what a server could not keep.
 
     `dims`: sizes of dynamic dimensions, by symbol; 32 where none is given.
-    Raises OptionError: a plain model, shared references, an index `target` that the graph does not check, and what
-    `try_session` refuses. ModelError: the file is broken, or does not run.
+    Raises OptionError: a plain model, shared references, a size of the batch axis, an index `target` that the graph
+    does not check, and what `try_session` refuses. ModelError: the file is broken, or does not run.
     """
     about = description(load(path, weights=False))
     if about is None:
@@ -100,6 +100,8 @@ def try_explainer(path: Path, dims: Mapping[str, int]) -> Trial:
     intake, session = explainer.intake, explainer.session
     check_types(path, session)
     batch = intake.batch
+    if batch in dims:
+        raise OptionError(f"--dim {batch} is the number of samples, which every request chooses: leave it out")
     given, _ = trial_data(intake, None, ({batch: _SAMPLES} if isinstance(batch, str) else {}) | dict(dims), _SAMPLES)
     contract, results = try_session(path, session, given, batched=isinstance(batch, str))
     if about["target"] == "input":

@@ -93,6 +93,8 @@ def making(folder: Path) -> Iterator[Path]:
         raise OptionError(f"Cannot write {folder}: there is no folder {real.parent}. Make it first.")
     if real.exists() and not real.is_dir():
         raise OptionError(f"Cannot write {folder}: it is a file. Give the name of a folder.")
+    if not real.name:
+        raise OptionError(f"Cannot write {folder}: it is the root of a file system. Give the name of a folder.")
     partial = temporary(real)
     try:
         if real.is_dir() and any(real.iterdir()):

@@ -27,6 +27,10 @@ _JOINED = """\
 $queue_delay microseconds for others (`max_queue_delay_microseconds`). Joined samples do not see each other; a result
 may differ by rounding from that of the sample alone. A number per sample travels as `[N, 1]`, as Triton has no empty
 shape."""
+_FEWER = """\
+: send
+fewer samples at a time. What an explanation needs in memory grows with the samples that run together: lower
+`max_batch_size` where it does not fit"""
 _ALONE = "Every request runs alone, with all axes as in the model."
 
 _COMMAND = "```sh\ntritonserver --model-repository=.\n```"
@@ -85,6 +89,7 @@ def text(entries: Mapping[str, Contract], trial: Trial, off: float | None, servi
         name=name,
         predict=predict,
         explains=explains(trial.about),
+        gives="the model's outputs and what explains them" if trial.about["outputs"] else "what explains the model",
         version=version("onnxlift"),
         notes="".join(f"\nNote: {note}.\n" for note in trial.notes),
         predictions=_predictions(off),
@@ -99,8 +104,11 @@ def text(entries: Mapping[str, Contract], trial: Trial, off: float | None, servi
         largest=f"{samples} samples carry" if contract.joins else "A request carries",
         given=_megabytes(contract.inputs, samples, contract.joins),
         taken=_megabytes(contract.outputs, samples, contract.joins),
+        fewer=_FEWER if contract.joins else "",
         tool="kserve" if in_kserve else "triton",
         following=serving.version + 1,
+        again=(" --backend python" if serving.backend == "python" else "")  # which has a model.py beside the graph
+        + (" --model model.onnx" if off is None else ""),
         update=Template(_APPLIED if in_kserve else _POLLED).substitute(options),
     )
 

@@ -21,6 +21,7 @@ from onnxlift.explainer import GAP, TARGET_OUTPUT, TARGET_REFERENCE
 from onnxlift.files import load, save, save_with_weights, weights_elsewhere
 from onnxlift.metadata import conserves, description
 from onnxlift.serving.web_runtime import RUNTIME_VERSION, WASM, runtime_files
+from onnxlift.target import PASSED_OVER, PRE_ACTIVATION
 
 _MOST_BYTES = 2_000_000_000  # of a file, which a browser holds as one array
 _MOST_SAMPLE_BYTES = 64 << 20  # as the page takes
@@ -112,7 +113,7 @@ def _contents(model: onnx.ModelProto, about: Mapping[str, Any], path: Path) -> d
     classes = neurons[0] if len(neurons) == 1 and isinstance(neurons[0], int) else None
     if about["target"] == "input" and classes is None:
         raise _refused(path, f"takes the index of a neuron among {shown(neurons)}", "fix the neuron with --target")
-    prediction = _prediction(outputs, about) if classes is not None or not neurons else None
+    prediction = _prediction(model, about) if classes is not None or not neurons else None
     explained = prediction or about["output"]
     before = f"before its {about['stepped_over'].split()[0]}" if about.get("stepped_over") else None
     reference = "stored references" if about["reference"] == "baked" else about["reference"]
@@ -190,14 +191,16 @@ def _sequence(dims: Sequence[int | None], named: int) -> dict[str, Any] | None:
     return {"kind": "sequence", "length": dims[1 - axis], "positionsFirst": axis == 1}
 
 
-def _prediction(outputs: Mapping[str, onnx.ValueInfoProto], about: Mapping[str, Any]) -> str | None:
-    """The output that shows what the model predicts: the explained one, or what follows it with as many neurons."""
-    floats = [name for name in about["outputs"] if outputs[name].type.tensor_type.elem_type == onnx.TensorProto.FLOAT]
-    if about["output"] in floats:
-        return str(about["output"])
-    rank = len(about["output_shape"])
-    fitting = [name for name in floats if len(outputs[name].type.tensor_type.shape.dim) == rank]
-    return fitting[0] if about.get("stepped_over") and fitting else None
+def _prediction(model: onnx.ModelProto, about: Mapping[str, Any]) -> str | None:
+    """The output that shows what the model predicts: the explained one, or what its final activation makes of it."""
+    follows = {about["output"]}
+    if about.get("stepped_over"):
+        for node in model.graph.node:
+            if node.op_type in (*PRE_ACTIVATION, *PASSED_OVER) and node.input[0] in follows:
+                follows.update(node.output)
+    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.output}
+    fitting = [name for name in about["outputs"] if name in follows and kinds[name] == onnx.TensorProto.FLOAT]
+    return about["output"] if about["output"] in fitting else next(iter(fitting), None)
 
 
 def _op_of(model: onnx.ModelProto, output: str) -> str:

@@ -18,6 +18,7 @@ import pytest
 from laws import model
 
 import onnxlift
+from onnxlift.arrays import temporary
 from onnxlift.completeness import joined
 from onnxlift.errors import DataError, OnnxliftError, OptionError
 from onnxlift.formats import read_all
@@ -170,6 +171,28 @@ def test_models_without_a_batch_axis(folder: Path) -> None:
         run(task, Path("out.parquet"))
 
 
+def test_layouts_that_cannot_be_made_are_told_before_the_work(folder: Path) -> None:
+    proto = model("g (float[N, 6] x, float[N, 6] z) => (float[N, 3] y) "
+                  "{ s = Add(x, z) y = MatMul(s, W) }", W=W1[:, :3])  # fmt: skip
+    several = a_task(proto, {"x": X, "z": R}, target=1, reference="zeros")
+    with pytest.raises(OptionError, match=r"one input, and the results are of 'x', 'z': explain one \(--inputs\)"):
+        run(several, Path("out.npy"), layout="captum")
+    run(several, Path("out.npz"), layout="captum")
+    with pytest.raises(OptionError, match="one target of each sample"):
+        run(a_task(target=[0, 2], reference="zeros"), Path("out.npz"), layout="captum")
+    assert not list(folder.glob("*.parts"))
+
+
+def test_classes_of_any_integer_type(folder: Path) -> None:
+    """What ONNX Runtime calls int64 is another type of C than what NumPy does."""
+    proto = model("g (float[N, 6] x) => (float[N, 3] y, int64[N] label) "
+                  "{ y = MatMul(x, W) label = ArgMax <axis = 1, keepdims = 0> (y) }", W=W1[:, :3])  # fmt: skip
+    task = a_task(proto, target=1, reference="zeros")
+    for suffix in FORMATS:
+        run(task, Path(f"out{suffix}"), chunk_size=4)
+        check_equal(results(f"out{suffix}"), at_once(task))
+
+
 def test_text_and_names_that_are_no_paths(folder: Path) -> None:
     proto = model("g (float[N, 6] x, string[N] label) => (float[N, 6] y, string[N] same) "
                   "{ y = Relu(x) same = Identity(label) }")  # fmt: skip
@@ -242,6 +265,8 @@ def test_layouts(folder: Path) -> None:
         np.testing.assert_array_equal(saved["arr_0"], expected["x_hypothetical"])
     with pytest.raises(OptionError, match="does not end in"):
         run(task, Path("scores.txt"), layout="modisco")
+    run(task, Path("SCORES.NPY"), layout="captum", chunk_size=2)
+    np.testing.assert_array_equal(np.load("SCORES.NPY"), expected["x_contributions"])
 
 
 # ---------------------------------------------------------------------------------------------- completeness
@@ -324,6 +349,25 @@ def test_a_full_disk_loses_nothing(folder: Path) -> None:
     run(task, Path("out.npz"), chunk_size=2, resume=True)
     check_equal(results("out.npz"), at_once(task))
     assert not Path("out.npz.parts").exists()
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5"])
+def test_a_disk_that_is_full_at_the_end(folder: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is room for the parts, but not for the result as well."""
+    task = a_task(target="argmax", reference="zeros")
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda a, b: full() if Path(b).stem == "out" else Path(a).rename(b))
+        with pytest.raises(OptionError) as error:
+            run(task, Path(f"out{suffix}"), chunk_size=2)
+    said = str(error.value)
+    assert f"out{suffix}: No space left on device. Make room for it. 5 of 5 parts are kept in out{suffix}.parts" in said
+    assert "--resume" in said
+    run(task, Path(f"out{suffix}"), chunk_size=2, resume=True)
+    check_equal(results(f"out{suffix}"), at_once(task))
 
 
 def test_nothing_is_left_where_no_part_was_finished(folder: Path) -> None:
@@ -418,6 +462,17 @@ def test_what_a_killed_process_was_at_is_not_kept(folder: Path, monkeypatch: pyt
     run(task, Path("out.zarr"), chunk_size=2, resume=True)
     assert not [path for path in folder.rglob("*") if path.suffix in (".partial", ".tmp")]
     check_equal(results("out.zarr"), at_once(task))
+
+
+def test_what_a_killed_process_was_writing_is_deleted(folder: Path) -> None:
+    """It may be as large as the result. What others write is left alone."""
+    task = a_task(DNA, SEQUENCES, reference="zeros", emit=BOTH)
+    ours = [temporary(Path(name)) for name in ("s[0].npz", "s[0].onehot.npz")]
+    others = [temporary(Path(name)) for name in ("s0.npz", "s[0].npz.npz")]
+    for path in (*ours, *others):
+        path.touch()
+    run(task, Path("s[0].npz"), layout="modisco", resume=True)
+    assert [path.exists() for path in (*ours, *others)] == [False, False, True, True]
 
 
 def test_a_mark_that_was_not_written_to_its_end(folder: Path) -> None:

@@ -33,7 +33,7 @@ def write_captum(results: Mapping[str, Rows], data: Stored | None, out: Path, ab
 
     Raises OptionError where both axes of an image could be its channels, or neither. The data are not read.
     """
-    if out.suffix == ".npy":
+    if out.suffix.lower() == ".npy":
         name = input_of(results, CONTRIBUTIONS, about.input)
         scores = scores_of(results, name + CONTRIBUTIONS)
         axis, shape = _moved(scores, name, about)
