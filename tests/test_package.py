@@ -30,6 +30,14 @@ V = RNG.standard_normal((5, 6)).astype(np.float32)
 MLP = "g (float[N, 6] x) => (float[N, 3] y) { h = MatMul(x, W) y = Tanh(h) }"
 SUM = "g (float[N, 6] x) => (float[N, 3] y, float s) { h = MatMul(x, W) y = Tanh(h) s = ReduceSum<keepdims = 0>(h) }"
 MIXED = "g (float[N, 6] x) => (float[N, 3] y, float[N, 3] m) { h = MatMul(x, W) y = Tanh(h) m = Softmax<axis = 0>(h) }"
+SHARED_OUT = """g (float[N, 6] x) => (float[N, 3] y, float[N, 3] m) {
+    h = MatMul(x, W) y = Tanh(h) s = Shape(x) n = Gather(s, first) f = Cast<to = 1>(n) m = Div(h, f)
+}"""
+PLACED = """g (float[N, 6] x) => (float[N, 3] y, float[N, 3] m) {
+    h = MatMul(x, W) y = Tanh(h) s = Shape(x) n = Gather(s, first) zero = Constant<value = int64 {0}>()
+    one = Constant<value = int64 {1}>() places = Range(zero, n, one) f = Cast<to = 1>(places)
+    axis = Constant<value = int64[1] {1}>() column = Unsqueeze(f, axis) m = Add(h, column)
+}"""
 SCALED = "g (float[N, 6] x, float[3] s) => (float[N, 3] y) { h = MatMul(x, W) t = Tanh(h) y = Mul(t, s) }"
 FIXED = "g (float[2, 6] x) => (float[2, 3] y) { h = MatMul(x, W) y = Tanh(h) }"
 ALONE = "g (float[6] x) => (float[3] y) { h = MatMul(x, W) y = Tanh(h) }"
@@ -50,6 +58,7 @@ LSTM = """g (float[N, 7, 6] x) => (float[N, 5] y) {
     axis = Constant<value = int64[1] {0}>() y = Squeeze(h, axis)
 }"""
 WEIGHTS = {
+    "first": np.int64(0),
     "W": W,
     "V": V,
     "K": RNG.standard_normal((6, 1000)).astype(np.float32),  # big enough not to be read when it lies elsewhere
@@ -156,8 +165,14 @@ def test_the_original_predicts_if_it_is_given(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "note"),
-    [(FIXED, "fixed size 2"), (ALONE, "no batch axis"), (MIXED, "influence one another")],
-    ids=["fixed", "none", "mixed"],
+    [
+        (FIXED, "fixed size 2"),
+        (ALONE, "no batch axis"),
+        (MIXED, "influence one another"),
+        (SHARED_OUT, "influence one another"),
+        (PLACED, "influence one another"),
+    ],
+    ids=["fixed", "none", "mixed", "divided by their number", "with their number"],
 )
 def test_requests_run_alone_where_samples_cannot_be_joined(folder: Path, text: str, note: str) -> None:
     found = package(explainer(text, target=0))

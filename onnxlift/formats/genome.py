@@ -122,7 +122,7 @@ def open_sequences(path: Path, port: Port, axis: int | None, form: Form) -> Iter
         rows = _records(path, port, axes, length)
     else:
         if form.genome is None:
-            raise OptionError(f"{path} has regions: name the FASTA file that they are of with `genome`")
+            raise OptionError(f"{path} has regions: name the FASTA file that they are of with --genome")
         rows = _regions(path, form.genome, port, axes, length)
     yield {port.name: rows}
 
@@ -162,7 +162,7 @@ def _axes(port: Port, axis: int | None) -> tuple[tuple[int, int], int | None]:
     if axis is None:
         found = [place for place, extent in enumerate(shape) if place and extent == BASES]
         if len(found) != 1:
-            raise OptionError(f"{takes_none}, or which axis holds A, C, G, T cannot be told: name it with `one_hot`")
+            raise OptionError(f"{takes_none}, or which axis holds A, C, G, T cannot be told: name it with --one-hot")
         axis = found[0]
     axis %= len(shape)
     letters = [place for place, extent in enumerate(shape) if place not in (0, axis) and extent != 1]

@@ -305,7 +305,7 @@ def _check_paths(out: Path, work: Work) -> None:
         elif {"", ".", ".."} & set(path):
             why = f"{name!r} is no path"
         elif outputs[name].type == "tensor(string)":
-            why = f"{name!r} holds text"
+            why = f"{name!r} holds text (leave it out with --keep)"
         else:
             continue
         raise OptionError(f"the results cannot be kept in {out}: {why}. Choose .npz or .parquet")

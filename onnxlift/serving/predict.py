@@ -8,16 +8,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-import numpy as np
 from onnx import ModelProto
 
-from onnxlift.arrays import Array
 from onnxlift.errors import OptionError, listed
 from onnxlift.explainer import METADATA_KEY
 from onnxlift.files import load
 from onnxlift.metadata import description
 from onnxlift.protobuf import captured
-from onnxlift.serving.contract import Contract, Trial, check_types, try_session
+from onnxlift.serving.contract import Contract, Trial, check_types, distance, try_session
 from onnxlift.session import open_session
 from onnxlift.verify import OUTPUT_TOLERANCE
 
@@ -83,21 +81,10 @@ def try_predictions(path: Path, trial: Trial, model: Path | None) -> tuple[Contr
     check_types(shown, session)
     given = {name: trial.given[name] for name in trial.data}
     contract, results = try_session(shown, session, given, batched=trial.contract.joins)
-    off = max((_distance(trial.results[name], results.get(name)) for name in trial.about["outputs"]), default=None)
+    off = max((distance(trial.results[name], results.get(name)) for name in trial.about["outputs"]), default=None)
     if model and off is not None and not off <= OUTPUT_TOLERANCE:
         raise OptionError(
             f"--model {model} is not the model that the explainer was made of: on the same data their outputs differ "
             f"by {off:.2g} of the largest value"
         )
     return contract, off
-
-
-def _distance(a: Array, b: Array | None) -> float:
-    """The largest difference, relative to the largest value of `a`; infinite where `b` lacks a value."""
-    if b is None or a.shape != b.shape or not np.array_equal(np.isnan(a), np.isnan(b)):
-        return np.inf
-    if np.array_equal(a, b, equal_nan=True):
-        return 0.0
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # infinity where both have it
-        return float(np.nanmax(np.abs(a - b)) / (np.nanmax(np.abs(a)) or 1.0))

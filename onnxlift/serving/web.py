@@ -213,7 +213,7 @@ def _labels(path: Path | None, classes: int) -> list[str]:
     if path is None:
         return [f"class {k}" for k in range(classes)] if classes > 1 else []
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except OSError as error:
         raise OptionError(f"cannot read --labels {path}: {error.strerror or error}") from error
     except ValueError as error:

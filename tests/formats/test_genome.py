@@ -386,7 +386,7 @@ def test_where_any_length_fits_all_must_have_one(tmp_path: Path, name: str, cont
 @pytest.mark.parametrize(
     ("shape", "axis", "genome", "message"),
     [
-        ((4, 4), None, True, "cannot be told: name it with `one_hot`"),
+        ((4, 4), None, True, "cannot be told: name it with --one-hot"),
         (("c", "L"), None, True, "cannot be told"),
         ((3, 32, 32), None, True, "cannot be told"),
         ((5, 20), 1, True, "takes no sequences"),
