@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import click
+import numpy as np
 
 from onnxlift.arrays import Array, check_writable, replacing
 from onnxlift.errors import DataError, OptionError, shown
 from onnxlift.feed import Port
-from onnxlift.formats import Form, read_all
+from onnxlift.formats import Form, Rows, Stored, open_data, whole
 from onnxlift.formats.layouts.source import CONTRIBUTIONS
 from onnxlift.plot.drawing import Drawing, Kind, Options, drawing
 from onnxlift.plot.logos import Window
 from onnxlift.plot.page import page
-from onnxlift.plot.saved import Samples, Selection, select
+from onnxlift.plot.saved import RESULTS, Samples, Selection, chosen, select
 from onnxlift.plot.sheet import rendered
 from onnxlift.plot.style import plain
 from onnxlift.report import print_fields, print_json
@@ -103,23 +106,17 @@ def plot_command(
     for path in (contributions, data, tokens, names):
         if path is not None and out.exists() and os.path.exists(path) and out.samefile(path):
             raise OptionError(f"--out {out} would overwrite what is read: choose another name")
-    arrays = read_all(contributions)
-    if not isinstance(arrays, dict):
-        raise DataError(f"{contributions} is a single array: give what `onnxlift explain --out` wrote")
-    selection = select(
-        arrays,
-        None if data is None else _explained(data, arrays, name, options["channels"], genome),
-        input=name,
-        samples=samples,
-        source=str(contributions),
-        data_source=str(data),
-    )
-    chosen = Options(
+    with open_data(contributions) as results:
+        if not isinstance(results, dict):
+            raise DataError(f"{contributions} is a single array: give what `onnxlift explain --out` wrote")
+        with _explained(data, results, name, options["channels"], genome) as explained:
+            selection = _selected(results, explained, name, samples, str(contributions), str(data))
+    shown_with = Options(
         names=None if names is None else _names(names),
         tokens=None if tokens is None else _tokens(tokens, selection),
         **options,
     )
-    drawn = drawing(selection, kind, title=title, unit=unit, options=chosen)
+    drawn = drawing(selection, kind, title=title, unit=unit, options=shown_with)
     notes = list(drawn.notes)
     # A report writes its texts and tokens itself; only the names of features are in its figures.
     if drawn.boxes and (suffix != ".html" or drawn.kind == "bars"):
@@ -134,10 +131,49 @@ def plot_command(
     _tell(drawn, notes, out, len(content), as_json=as_json, quiet=quiet)
 
 
+def _selected(
+    results: Mapping[str, Rows],
+    explained: Stored | None,
+    name: str | None,
+    samples: Samples,
+    source: str,
+    data_source: str,
+) -> Selection:
+    """The samples to draw, and no more of them in memory: results and data may be larger than that."""
+    ends = [results[key] for key in RESULTS if key in results]
+    lengths = {rows.shape[0] if len(rows.shape) == 1 else 0 for rows in ends}
+    count = lengths.pop() if len(ends) == len(RESULTS) and len(lengths) == 1 else 0
+    wanted = chosen(samples, count) if count else None  # else it is one sample, or what `select` refuses
+
+    def few(rows: Rows) -> Array:
+        if wanted is None or rows.shape[:1] != (count,):
+            return whole(rows)
+        return np.concatenate([rows[row : row + 1] for row in wanted])
+
+    found = {key: few(rows) for key, rows in results.items()}
+    data = {key: few(rows) for key, rows in explained.items()} if isinstance(explained, dict) else explained
+    if data is not None and not isinstance(data, dict):
+        data = few(data)
+    selection = select(
+        found,
+        data,
+        input=name,
+        samples=samples if wanted is None else len(wanted),
+        source=source,
+        data_source=data_source,
+    )
+    if wanted is None:
+        return selection
+    everything = np.stack([whole(rows) for rows in ends]).astype(np.float64)
+    return replace(selection, samples=wanted, everything=everything)
+
+
 def _explained(
-    path: Path, results: Mapping[str, Array], name: str | None, channels: str | None, genome: Path | None
-) -> Array | dict[str, Array]:
-    """The data; sequences and images become arrays of the shape of their contributions."""
+    path: Path | None, results: Mapping[str, Rows], name: str | None, channels: str | None, genome: Path | None
+) -> AbstractContextManager[Stored | None]:
+    """The data, if there are some; sequences and images become arrays of the shape of their contributions."""
+    if path is None:
+        return nullcontext()
     shapes = {key.removesuffix(CONTRIBUTIONS): results[key].shape for key in results if key.endswith(CONTRIBUTIONS)}
     inputs = [
         Port(each, "tensor(float)", ("N", *shape[1:]), "data", each, True)
@@ -145,7 +181,7 @@ def _explained(
         if name in (None, each)
     ]
     axes = {port.name: 1 if channels == "first" else len(port.shape) - 1 for port in inputs} if channels else {}
-    return read_all(path, inputs=inputs, one_hot=axes, form=Form(genome))
+    return open_data(path, inputs=inputs, one_hot=axes, form=Form(genome))
 
 
 def _tell(drawn: Drawing, notes: list[str], out: Path, size: int, *, as_json: bool, quiet: bool) -> None:

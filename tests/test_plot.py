@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from click.testing import CliRunner, Result
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
@@ -822,3 +824,21 @@ def test_help_shows_examples() -> None:
     text = call("--help").stdout
     assert "  onnxlift plot " in text.partition("Example")[2]
     assert "onnxlift[plot]" in text
+
+
+def test_results_that_are_larger_than_memory(tmp_path: Path) -> None:
+    """600 MB of contributions and as much data, of which two samples are drawn."""
+    count, file = 200_000, tmp_path / "out.zarr"
+    group = zarr.open_group(file, mode="w")
+    for name in ("target_output", "target_reference", "completeness_gap"):
+        group.create_array(name, data=np.arange(count, dtype=np.float32))
+    image = np.linspace(-1, 1, 784, dtype=np.float32).reshape(1, 1, 28, 28)
+    for name in ("x_contributions", "x"):
+        stored = group.create_array(name, shape=(count, 1, 28, 28), chunks=(500, 1, 28, 28), dtype=np.float32)
+        stored[150_000:150_001] = image
+    tracemalloc.start()
+    told = facts(str(file), "--data", str(file), "--out", str(tmp_path / "out.png"), "--samples", "7,150000")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
+    assert told["samples"] == [7, 150_000]

@@ -75,18 +75,12 @@ def open_data(
     )
 
 
-def read_all(
-    path: PathLike,
-    *,
-    inputs: Sequence[Port] = (),
-    one_hot: Mapping[str, int] = {},
-    form: Form = AS_IT_IS,
-) -> Array | dict[str, Array]:
-    """What `open_data` opens, in memory. FASTA, BED and images are refused without `inputs`.
+def read_all(path: PathLike) -> Array | dict[str, Array]:
+    """The array of a file of arrays, or its arrays by name, in memory. FASTA, BED and images are refused.
 
     Raises as `open_data`, and DataError where a small file would unpack to several GB.
     """
-    with open_data(path, inputs=inputs, one_hot=one_hot, form=form) as stored:
+    with open_data(path) as stored:
         arrays = list(stored.values()) if isinstance(stored, dict) else [stored]
         size = sum(math.prod(rows.shape) * rows.dtype.itemsize for rows in arrays)
         held = _bytes(Path(path))

@@ -21,7 +21,7 @@ Samples = int | Sequence[int]
 MOST_SAMPLES = 100
 
 _CONTRIBUTIONS = "_contributions"
-_RESULTS = (TARGET_OUTPUT, TARGET_REFERENCE, GAP)
+RESULTS = (TARGET_OUTPUT, TARGET_REFERENCE, GAP)
 _DERIVED = (
     _CONTRIBUTIONS,
     "_multipliers",
@@ -116,7 +116,7 @@ def select(
     arrays = explained.arrays() if isinstance(explained, Explanation) else explained
     found = [name.removesuffix(_CONTRIBUTIONS) for name in arrays if name.endswith(_CONTRIBUTIONS)]
     name = _input(found, input, source)
-    results = [_result(arrays, key, source) for key in _RESULTS]
+    results = [_result(arrays, key, source) for key in RESULTS]
     contributions = arrays[name + _CONTRIBUTIONS]
     batched = results[0].ndim == 1
     if not batched:  # the model has no batch axis: one sample
@@ -134,7 +134,7 @@ def select(
             f"the contributions of {name!r} have shape {shown(contributions.shape)}, which does not begin with the "
             f"{count} samples of {source}: they cannot be drawn sample by sample"
         )
-    rows = _rows(samples, count)
+    rows = chosen(samples, count)
     inputs, ids = _inputs(data, name, contributions.shape, batched, data_source)
     outputs = {
         key: np.asarray(value)[rows]
@@ -184,7 +184,8 @@ def _result(arrays: Mapping[str, Array], key: str, source: str) -> Array:
     return array
 
 
-def _rows(samples: Samples, count: int) -> list[int]:
+def chosen(samples: Samples, count: int) -> list[int]:
+    """The indices of the samples to draw, of so many. Raises OptionError: there is no such sample, or too many."""
     if isinstance(samples, int | np.integer):
         if samples < 1:
             raise OptionError(f"the number of samples must be at least 1, not {samples}")
@@ -237,7 +238,7 @@ def fitting(array: Array, shape: tuple[int, ...], what: str) -> Array:
 
 def _is_output(key: str, arrays: Mapping[str, Array]) -> bool:
     """Whether an array is an output of the model: not computed by the explainer, nor an exposed tensor."""
-    return key not in _RESULTS and not key.endswith(_DERIVED) and f"{key}/multiplier" not in arrays
+    return key not in RESULTS and not key.endswith(_DERIVED) and f"{key}/multiplier" not in arrays
 
 
 def sums(values: Array) -> tuple[float, float, float]:
