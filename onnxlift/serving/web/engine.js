@@ -14,7 +14,7 @@ export async function start(page, progress) {
   const call = connect();
   const total = Object.values(page.files).reduce((sum, size) => sum + size, 0);
   let loaded = 0;
-  const download = (name) => fetched(name, (bytes) => progress((loaded += bytes), total));
+  const download = (name) => fetched(name, page.files[name], (bytes) => progress((loaded += bytes), total));
   const names = [page.runtime.file, page.model, ...page.weights];
   const [runtime, model, ...weights] = await Promise.all(names.map(download));
   const given = { runtime, model, weights: Object.fromEntries(page.weights.map((name, k) => [name, weights[k]])) };
@@ -61,20 +61,23 @@ function connect() {
   };
 }
 
-/** The bytes of a file of this package. */
-async function fetched(name, progress) {
+/** The bytes of a file of this package, `size` of them. */
+async function fetched(name, size, progress) {
   const missing = new Refusal(`${name} could not be loaded: is the whole folder on the server, and the network up?`);
   try {
     const response = await fetch(name);
     if (!response.ok) throw missing;
-    const parts = [];
+    const bytes = new Uint8Array(size); // what comes goes to its place at once: a model may be large
+    let at = 0;
     for (const reader = response.body.getReader(); ; ) {
       const { done, value } = await reader.read();
       if (done) break;
-      parts.push(value);
+      bytes.set(value, at); // which throws where there are more
+      at += value.length;
       progress(value.length);
     }
-    return new Uint8Array(await new Blob(parts).arrayBuffer());
+    if (at < size) throw missing;
+    return bytes;
   } catch {
     throw missing;
   }

@@ -13,7 +13,9 @@ export const signed = (value) => (value > 0 ? `+${number(value)}` : number(value
 
 /** A share of 1 in percent. */
 export function percent(value) {
-  return value > 0 && value < 1e-4 ? "< 0.01 %" : `${number(Math.round(value * 1e4) / 100)} %`;
+  if (value > 0 && value < 1e-4) return "< 0.01 %";
+  if (value < 1 && value > 1 - 1e-4) return "> 99.99 %";
+  return `${number(Math.round(value * 1e4) / 100)} %`;
 }
 
 /** A copy of a template's content. */

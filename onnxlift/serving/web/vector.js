@@ -14,7 +14,7 @@ export function vectorKind({ input: { shape, length } }) {
   function read(text) {
     const words = parsed(text);
     if (!words.length) throw new Refusal("There are no numbers: enter them first.");
-    const strange = words.find((word) => !Number.isFinite(Number(word)));
+    const strange = words.find((word) => !Number.isFinite(Math.fround(Number(word))));
     if (strange) throw new Refusal(`“${strange}” is not a number: separate numbers by commas, spaces or lines.`);
     if (words.length !== length) {
       throw new Refusal(`The model reads ${length} numbers, and these are ${words.length}: enter ${length}.`);
