@@ -107,5 +107,11 @@ def leftovers(path: PathLike) -> list[Path]:
     return list(real.parent.glob(f".{glob.escape(real.name)}.{'[0-9a-f]' * 32}.tmp"))
 
 
+def size_of(path: Path) -> int:
+    """The bytes of a file, or of all files in a folder."""
+    files = (Path(folder) / name for folder, _, names in os.walk(path) for name in names) if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
 def _all_text(array: Array) -> bool:
     return all(isinstance(element, str) for element in array.flat)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
-from onnxlift.errors import DataError, OptionError
+from onnxlift.cli_options import check_kept
+from onnxlift.errors import DataError
 from onnxlift.feed import Port
 from onnxlift.formats import Form, Rows, Stored, open_data
 from onnxlift.formats.layouts import LAYOUTS, LayoutInput, Written, check_layout, regions_of, write_layout
@@ -59,9 +59,7 @@ def convert_command(
       onnxlift convert out.npz track.bw --layout bigwig --data peaks.narrowPeak --genome hg38.chrom.sizes
       onnxlift convert out.npz attributions.npy --layout captum
     """
-    for written, read in itertools.product(LAYOUTS[layout].files(out), filter(None, (result, data, genome))):
-        if written.exists() and read.exists() and written.samefile(read):
-            raise OptionError(f"{written} would overwrite what is read: choose another name")
+    check_kept(LAYOUTS[layout].files(out), (result, data, genome))
     with open_data(result) as results:
         if not isinstance(results, dict):
             raise DataError(f"{result} is a single array: give the file that `onnxlift explain --out` wrote")

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from onnxlift import cli_options, cli_reference, report
-from onnxlift.errors import OptionError
 from onnxlift.files import load
 from onnxlift.formats import Form
 from onnxlift.formats.layouts import LAYOUTS
@@ -83,9 +82,7 @@ def explain_command(
       onnxlift explain model.onnx dna.npy --out out.npz --target 0 --reference shuffle:9 --emit hypothetical
       onnxlift explain explainer.onnx data.zarr --out contributions.zarr --engine ray --resume
     """
-    for path in (model, data):
-        if out.exists() and path.exists() and out.samefile(path):
-            raise OptionError(f"--out {out} would overwrite what is read: choose another name")
+    cli_options.check_kept([out] if layout is None else LAYOUTS[layout].files(out), (model, data, genome))
     check_out(out, layout)
     original = load(model, weights=False)
     about, reference = description(original), None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import click
 import onnx
 
 from onnxlift import cli_reference
+from onnxlift.errors import OptionError
 from onnxlift.explainer import EMITS
 from onnxlift.one_hot import OneHot
 from onnxlift.plan import PROFILES, RULES
@@ -110,6 +113,14 @@ def providers(names: tuple[str, ...]) -> list[Provider] | None:
     """The providers of ONNX Runtime that were named; None where none is."""
     short: dict[str, Provider] = {"cpu": CPU, "cuda": cuda_without_tf32()}
     return [short.get(name, name) for name in names] or None
+
+
+def check_kept(written: Iterable[Path], read: Iterable[str | Path | None]) -> None:
+    """Raises OptionError where a file that is to be written is one that is read."""
+    given = [source for source in read if source is not None]
+    for out, source in itertools.product(written, given):
+        if out.exists() and os.path.exists(source) and out.samefile(source):
+            raise OptionError(f"{out} would overwrite what is read: choose another name")
 
 
 def _options(*options: Command) -> Callable[[Command], Command]:

@@ -13,10 +13,11 @@ import click
 import numpy as np
 
 from onnxlift.arrays import Array, check_writable, replacing
+from onnxlift.cli_options import check_kept
 from onnxlift.errors import DataError, OptionError, shown
+from onnxlift.explainer import CONTRIBUTIONS
 from onnxlift.feed import Port
 from onnxlift.formats import Form, Rows, Stored, open_data, whole
-from onnxlift.formats.layouts.source import CONTRIBUTIONS
 from onnxlift.plot.drawing import Drawing, Kind, Options, drawing
 from onnxlift.plot.logos import Window
 from onnxlift.plot.page import page
@@ -103,9 +104,7 @@ def plot_command(
     if suffix not in _FORMATS:
         raise OptionError(f"--out {out} ends in none of {', '.join(_FORMATS)}: name the format by the suffix")
     check_writable(out)
-    for path in (contributions, data, tokens, names):
-        if path is not None and out.exists() and os.path.exists(path) and out.samefile(path):
-            raise OptionError(f"--out {out} would overwrite what is read: choose another name")
+    check_kept([out], (contributions, data, genome, tokens, names))
     with open_data(contributions) as results:
         if not isinstance(results, dict):
             raise DataError(f"{contributions} is a single array: give what `onnxlift explain --out` wrote")

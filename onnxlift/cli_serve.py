@@ -11,7 +11,7 @@ import click
 from onnxlift import cli_options
 from onnxlift.errors import OptionError
 from onnxlift.files import load
-from onnxlift.metadata import description
+from onnxlift.metadata import served
 from onnxlift.runtime import Explainer
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -79,11 +79,7 @@ def serve_command(
       onnxlift serve explainer.onnx --host 0.0.0.0 --port 80 --grpc-port off --name digits --batch-size 32
       curl localhost:8080/v2/models/explainer
     """
-    if description(load(explainer, weights=False)) is None:
-        raise OptionError(
-            f"{explainer} is a plain model, and an explainer is served: make one with `onnxlift rewrite {explainer} "
-            "explainer.onnx --target argmax --reference zeros`, and serve that"
-        )
+    served(load(explainer, weights=False), explainer)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # or it writes to stderr what is raised too
     try:
         from onnxlift.serving.server import serve

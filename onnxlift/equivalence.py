@@ -28,7 +28,7 @@ def equivalence(original: ModelProto, other: ModelProto, data: Mapping[str, Arra
     Raises ModelError where ONNX Runtime refuses a model, DataError for bad data.
     """
     first, second = _outputs(original, data), _outputs(other, data)
-    return {name: _difference(first[name], second[name]) for name in first if name in second}
+    return {name: difference(first[name], second[name]) for name in first if name in second}
 
 
 def _outputs(model: ModelProto, data: Mapping[str, Array]) -> dict[str, Any]:
@@ -53,8 +53,8 @@ def _outputs(model: ModelProto, data: Mapping[str, Array]) -> dict[str, Any]:
         raise DataError(f"ONNX Runtime cannot run the model on this data: {error}") from error
 
 
-def _difference(a: Any, b: Any) -> float:
-    """How far b is from a, in the measure of their kind."""
+def difference(a: Any, b: Any) -> float:
+    """How far b is from a, in the measure of their kind, as `equivalence` has it."""
     if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
         return 0.0 if _same(a, b) else 1.0
     if a.shape != b.shape or a.dtype != b.dtype:

@@ -22,6 +22,8 @@ METADATA_KEY = "onnxlift"
 GAP = "completeness_gap"
 TARGET_OUTPUT = "target_output"
 TARGET_REFERENCE = "target_reference"
+CONTRIBUTIONS, HYPOTHETICAL = "_contributions", "_hypothetical"
+"""What these outputs are called after the name of the input."""
 EMITS = ("contributions", "multipliers", "hypothetical", "reference_outputs")
 
 

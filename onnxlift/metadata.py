@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import onnx
 
-from onnxlift.errors import ModelError
+from onnxlift.errors import ModelError, OptionError
 from onnxlift.explainer import METADATA_KEY
 
 _DESCRIBED = "batched emit expose inputs output output_shape outputs reference references target".split()
@@ -27,6 +28,17 @@ def description(model: onnx.ModelProto) -> dict[str, Any] | None:
     if missing:
         raise ModelError(f"the metadata {METADATA_KEY!r} of the explainer lacks {missing}: rewrite it")
     return dict(about)
+
+
+def served(model: onnx.ModelProto, path: Path) -> dict[str, Any]:
+    """The same of a file that is to be served. Raises OptionError where it is a plain model."""
+    about = description(model)
+    if about is None:
+        raise OptionError(
+            f"{path} is a plain model, and an explainer is served: make one with `onnxlift rewrite {path} "
+            "explainer.onnx --target argmax --reference zeros`"
+        )
+    return about
 
 
 def conserves(about: Mapping[str, Any]) -> bool:

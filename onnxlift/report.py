@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from onnxlift.arrays import size_of
 from onnxlift.flow import names
 from onnxlift.jobs import Outcome
 from onnxlift.metadata import conserves, explains
@@ -121,7 +122,7 @@ def print_explaining(facts: Mapping[str, Any], verbose: bool) -> None:
     fields = {
         "runs": facts["provider"].removeprefix("runs "),
         "result": facts["summary"],
-        "wrote": f"{facts['file']} ({_bytes(_size(Path(facts['file'])))})",
+        "wrote": f"{facts['file']} ({_bytes(size_of(Path(facts['file'])))})",
     }
     if verbose:
         fields["arrays"] = _listed(facts["arrays"])
@@ -301,11 +302,6 @@ def _listed(types: Mapping[str, str]) -> str:
 def counted(values: Iterable[str]) -> str:
     """Each value and how often it occurs."""
     return ", ".join(f"{value} {count}" for value, count in Counter(values).most_common())
-
-
-def _size(path: Path) -> int:
-    """The bytes of a file, or of all files in a folder."""
-    return sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
 
 
 def _bytes(count: int) -> str:

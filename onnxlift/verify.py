@@ -12,7 +12,7 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxlift.arrays import Array
-from onnxlift.equivalence import equivalence
+from onnxlift.equivalence import difference, equivalence
 from onnxlift.errors import OptionError
 from onnxlift.explanation import Explanation
 from onnxlift.feed import Data, Intake, Port
@@ -242,13 +242,7 @@ def _batches(explainer: Explainer, named: Mapping[str, Array], together: Explana
     alone = _scores(_explain(explainer, named))
     figure = 0.0
     for name, array in _scores(together).items():
-        other = alone[name]
-        differs = ~((array == other) | (np.isnan(array) & np.isnan(other)))
-        if np.isfinite(array[differs]).all() and np.isfinite(other[differs]).all():
-            scale = float(np.abs(array[np.isfinite(array)]).max(initial=0)) or 1.0
-            figure = max(figure, float(np.abs(array[differs] - other[differs]).max(initial=0)) / scale)
-        else:
-            figure = np.inf
+        figure = max(figure, difference(array, alone[name]))
     allowed = max(BATCH_TOLERANCE, 64 * explainer.eps)
     detail = f"{len(together.gap)} samples at once against one by one: largest relative difference {figure:.2g}"
     return Check("batches", figure <= allowed, detail, figure)

@@ -495,6 +495,11 @@ REFUSED: dict[str, tuple[str, str, Callable[[Path], object] | None]] = {
     ),
     "missing folder for data": (EXPLAIN.replace("out.npz", "no/out.npz"), "there is no folder no", None),
     "folder as out": (EXPLAIN.replace("out.npz", "."), "it is a folder", None),
+    "over the data, by the second file of a layout": (
+        "explain explainer.onnx data.onehot.npz --layout modisco --out data.npz",
+        "data.onehot.npz would overwrite what is read",
+        lambda f: np.savez("data.onehot.npz", x=X),
+    ),
     "over the data": (EXPLAIN.replace("out.npz", "data.npz"), "would overwrite", None),
     "no out": ("explain explainer.onnx data.npz", "Missing option '--out'", None),
     "no data": (EXPLAIN.replace("data", "nothing"), "Cannot read the data nothing.npz", None),

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from onnxlift.arrays import Array, PathLike
+from onnxlift.arrays import Array, PathLike, size_of
 from onnxlift.errors import DataError, listed
 from onnxlift.feed import Port
+from onnxlift.formats import genome, images
 from onnxlift.formats.rows import AS_IT_IS, ZARR_METADATA, Form, Stored, refusing, required, whole
 
 _BOMB_BYTES, _BOMB_RATIO = 4 << 30, 100
-
-_SEQUENCES = (".fa", ".fasta", ".fna", ".bed", ".narrowpeak", ".broadpeak")
-_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
 def open_data(
@@ -61,14 +58,10 @@ def open_data(
 
             return open_parquet(path)
         case "sequences":
-            from onnxlift.formats.genome import open_sequences
-
             port = _only(path, inputs)
-            return open_sequences(path, port, one_hot.get(port.name), form)
+            return genome.open_sequences(path, port, one_hot.get(port.name), form)
         case "images":
-            from onnxlift.formats.images import open_images
-
-            return open_images(path, _only(path, inputs), form)
+            return images.open_images(path, _only(path, inputs), form)
     raise DataError(
         f"The data {path} is of no format that onnxlift reads: give .npy, .npz, Zarr, Parquet, HDF5, FASTA, BED, an "
         "image or a folder of images."
@@ -83,7 +76,7 @@ def read_all(path: PathLike) -> Array | dict[str, Array]:
     with open_data(path) as stored:
         arrays = list(stored.values()) if isinstance(stored, dict) else [stored]
         size = sum(math.prod(rows.shape) * rows.dtype.itemsize for rows in arrays)
-        held = _bytes(Path(path))
+        held = size_of(Path(path))
         if size > _BOMB_BYTES and size > _BOMB_RATIO * held:
             raise DataError(f"The data {path} cannot be used: {held} bytes would unpack to {size}, which is refused.")
         if isinstance(stored, dict):
@@ -112,12 +105,13 @@ def _format(path: Path) -> str | None:
     if start == b"\x89HDF\r\n\x1a\n" or suffixes[-1:] in ([".h5"], [".hdf5"]):  # a block of the user's may be in front
         return "hdf5"
     if start[:2] == b"\x1f\x8b":
-        suffixes = [suffix for suffix in suffixes if suffix not in (".gz", ".bgz")]
+        suffixes = [suffix for suffix in suffixes if suffix not in genome.PACKED]
         with gzip.open(path) as unpacked:
             start = unpacked.read(1)
-    if suffixes[-1:] and suffixes[-1] in _IMAGES:
+    last = suffixes[-1] if suffixes else ""
+    if last in images.SUFFIXES:
         return "images"
-    return "sequences" if start[:1] == b">" or (suffixes[-1:] and suffixes[-1] in _SEQUENCES) else None
+    return "sequences" if start[:1] == b">" or last in (*genome.FASTA, *genome.REGIONS) else None
 
 
 def _only(path: Path, inputs: Sequence[Port]) -> Port:
@@ -128,9 +122,3 @@ def _only(path: Path, inputs: Sequence[Port]) -> Port:
         names = listed(port.name for port in inputs)
         raise DataError(f"{path} is data for one input, and the model has {names}: give a .npz with an array for each.")
     return inputs[0]
-
-
-def _bytes(path: Path) -> int:
-    """The size of a file, or of all in a folder."""
-    files = (Path(folder) / name for folder, _, names in os.walk(path) for name in names) if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files)

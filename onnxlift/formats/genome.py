@@ -24,6 +24,11 @@ from onnxlift.formats.fasta import Fasta
 from onnxlift.formats.rows import FileRows, Form, Rows, refusing
 from onnxlift.one_hot import BASES
 
+FASTA = (".fa", ".fasta", ".fna")
+REGIONS = (".bed", ".narrowpeak", ".broadpeak")
+"""What the names of such files end in, also in front of PACKED."""
+PACKED = (".gz", ".bgz")
+
 _LONGEST_LINE = 1 << 16
 _BOMB_BYTES, _BOMB_RATIO = 1 << 30, 100
 _NARROW_PEAK = 10  # columns; the last one is the summit
@@ -257,7 +262,7 @@ def _is_fasta(path: Path) -> bool:
     """Whether a file begins with '>', behind empty lines, or else is called so."""
     with refusing(str(path)), _unpacked(path) as file:
         begins = file.read(_LONGEST_LINE).lstrip()[:1] == b">"
-    return begins or not {".fa", ".fasta", ".fna"}.isdisjoint(suffix.lower() for suffix in path.suffixes[-2:])
+    return begins or not set(FASTA).isdisjoint(suffix.lower() for suffix in path.suffixes[-2:])
 
 
 def _unpacked(path: Path) -> IO[bytes]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _ORIENTATION, _TRANSPOSED = (
     0x0112,
@@ -94,7 +94,7 @@ def open_images(path: Path, port: Port, form: Form) -> Iterator[dict[str, Rows]]
     else:
         size = frame.height, frame.width
         for name in names:
-            if not name.lower().endswith(_SUFFIXES):
+            if not name.lower().endswith(SUFFIXES):
                 with _opened(folder / name):
                     pass
     yield {port.name: ImageRows(folder, names, frame, size, values)}

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from onnxlift.arrays import Array
 from onnxlift.errors import DataError, OptionError, listed, shown
-from onnxlift.explainer import GAP, TARGET_OUTPUT, TARGET_REFERENCE
+from onnxlift.explainer import CONTRIBUTIONS, GAP, TARGET_OUTPUT, TARGET_REFERENCE
 from onnxlift.explanation import Explanation
 from onnxlift.plot.style import number, numbers, plain
 
@@ -20,10 +20,9 @@ Samples = int | Sequence[int]
 
 MOST_SAMPLES = 100
 
-_CONTRIBUTIONS = "_contributions"
 RESULTS = (TARGET_OUTPUT, TARGET_REFERENCE, GAP)
 _DERIVED = (
-    _CONTRIBUTIONS,
+    CONTRIBUTIONS,
     "_multipliers",
     "_hypothetical",
     "_reference",
@@ -114,10 +113,10 @@ def select(
         DataError: an array is missing, or has another shape or type. OptionError: no such input or sample.
     """
     arrays = explained.arrays() if isinstance(explained, Explanation) else explained
-    found = [name.removesuffix(_CONTRIBUTIONS) for name in arrays if name.endswith(_CONTRIBUTIONS)]
+    found = [name.removesuffix(CONTRIBUTIONS) for name in arrays if name.endswith(CONTRIBUTIONS)]
     name = _input(found, input, source)
     results = [_result(arrays, key, source) for key in RESULTS]
-    contributions = arrays[name + _CONTRIBUTIONS]
+    contributions = arrays[name + CONTRIBUTIONS]
     batched = results[0].ndim == 1
     if not batched:  # the model has no batch axis: one sample
         arrays, contributions = {key: value[None] for key, value in arrays.items()}, contributions[None]

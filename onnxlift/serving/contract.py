@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import ModelProto
 
 from onnxlift.arrays import Array
+from onnxlift.equivalence import difference
 from onnxlift.errors import ModelError, OptionError, shown
 from onnxlift.explainer import GAP
 from onnxlift.files import load
-from onnxlift.metadata import description
+from onnxlift.metadata import served
 from onnxlift.runtime import Explainer
 from onnxlift.session import essential
 from onnxlift.verify import BATCH_TOLERANCE, trial_data
@@ -67,10 +69,11 @@ class Contract:
 class Trial:
     """The explainer at `path` that ran: its metadata, what it promises, its data inputs, the arrays of the run by name.
 
-    `notes`: what whoever serves it should know.
+    `proto`: the explainer, external data left where they lie. `notes`: what whoever serves it should know.
     """
 
     path: Path
+    proto: ModelProto
     about: Mapping[str, Any]
     contract: Contract
     data: tuple[str, ...]
@@ -86,12 +89,8 @@ def try_explainer(path: Path, dims: Mapping[str, int]) -> Trial:
     Raises OptionError: a plain model, shared references, a size of the batch axis, an index `target` that the graph
     does not check, and what `try_session` refuses. ModelError: the file is broken, or does not run.
     """
-    about = description(load(path, weights=False))
-    if about is None:
-        raise OptionError(
-            f"{path} is a plain model, and an explainer is served: make one with `onnxlift rewrite {path} "
-            "explainer.onnx --target argmax --reference zeros`, and package that"
-        )
+    proto = load(path, weights=False)
+    about = served(proto, path)
     if about["reference"] == "shared":
         raise OptionError(
             f"{path} takes references that all samples share, and a server joins samples of different clients: store "
@@ -108,7 +107,7 @@ def try_explainer(path: Path, dims: Mapping[str, int]) -> Trial:
     if about["target"] == "input":
         _check_range(path, explainer, given, results)
     data = tuple(port.name for port in intake.of_role("data"))
-    return Trial(path, about, contract, data, given, results, tuple(_notes(about, batch, contract.joins)))
+    return Trial(path, proto, about, contract, data, given, results, tuple(_notes(about, batch, contract.joins)))
 
 
 def try_session(
@@ -139,22 +138,10 @@ def _are_apart(path: Path, session: Any, given: Mapping[str, Array], results: Ma
     alone = [run(path, session, {name: array[row : row + 1] for name, array in given.items()}) for row in rows]
     for name in results.keys() - {GAP}:  # which is what rounding left
         together = results[name]
-        precision = np.finfo(together.dtype).eps if together.dtype.kind == "f" else 0
-        joined = np.concatenate([one[name] for one in alone])
-        if not distance(together, joined) <= max(BATCH_TOLERANCE, 64 * precision):
+        allowed = max(BATCH_TOLERANCE, 64 * np.finfo(together.dtype).eps) if together.dtype.kind == "f" else 0
+        if difference(together, np.concatenate([one[name] for one in alone])) > allowed:
             return False
     return True
-
-
-def distance(a: Array, b: Array | None) -> float:
-    """The largest difference, relative to the largest value of `a`; infinite where `b` lacks a value."""
-    if b is None or a.shape != b.shape or not np.array_equal(np.isnan(a), np.isnan(b)):
-        return np.inf
-    if np.array_equal(a, b, equal_nan=True):
-        return 0.0
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # infinity where both have it
-        return float(np.nanmax(np.abs(a - b)) / (np.nanmax(np.abs(a)) or 1.0))
 
 
 def check_types(path: Path, session: Any) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from onnxlift.arrays import temporary
 from onnxlift.errors import OptionError
-from onnxlift.files import load
 from onnxlift.serving import kserve, readme, triton
 from onnxlift.serving.contract import Contract, Trial, try_explainer
 from onnxlift.serving.predict import cut, original, try_predictions
@@ -61,12 +60,11 @@ def package_triton(
         raise OptionError("--accelerator tensorrt is of Triton's onnxruntime backend: leave out --backend python")
     service = kserve.service_name(name) if for_kserve else None
     trial = try_explainer(explainer, dims or {})
-    proto = load(explainer, weights=False)
     if model is None:
-        predictor, weights = cut(proto, trial.data, trial.about["outputs"]), explainer.parent
+        predictor, weights = cut(trial.proto, trial.data, trial.about["outputs"]), explainer.parent
     else:
         predictor, weights = original(model, trial.data), model.parent
-    triton.write_model(folder / name, proto, explainer.parent, serving.version)
+    triton.write_model(folder / name, trial.proto, explainer.parent, serving.version)
     predict = f"{name}_predict"
     path = triton.write_model(folder / predict, predictor, weights, serving.version)
     contract, off = try_predictions(path, trial, model)

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from onnx import ModelProto
 
+from onnxlift.equivalence import difference
 from onnxlift.errors import OptionError, listed
 from onnxlift.explainer import METADATA_KEY
 from onnxlift.files import load
 from onnxlift.metadata import description
 from onnxlift.protobuf import captured
-from onnxlift.serving.contract import Contract, Trial, check_types, distance, try_session
+from onnxlift.serving.contract import Contract, Trial, check_types, try_session
 from onnxlift.session import open_session
 from onnxlift.verify import OUTPUT_TOLERANCE
 
@@ -81,7 +82,7 @@ def try_predictions(path: Path, trial: Trial, model: Path | None) -> tuple[Contr
     check_types(shown, session)
     given = {name: trial.given[name] for name in trial.data}
     contract, results = try_session(shown, session, given, batched=trial.contract.joins)
-    off = max((distance(trial.results[name], results.get(name)) for name in trial.about["outputs"]), default=None)
+    off = max((difference(trial.results[name], results.get(name)) for name in trial.about["outputs"]), default=None)
     if model and off is not None and not off <= OUTPUT_TOLERANCE:
         raise OptionError(
             f"--model {model} is not the model that the explainer was made of: on the same data their outputs differ "

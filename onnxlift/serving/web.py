@@ -19,7 +19,7 @@ import onnxruntime
 from onnxlift.errors import DataError, OptionError, shown
 from onnxlift.explainer import GAP, TARGET_OUTPUT, TARGET_REFERENCE
 from onnxlift.files import load, save, save_with_weights, weights_elsewhere
-from onnxlift.metadata import conserves, description
+from onnxlift.metadata import conserves, served
 from onnxlift.serving.web_runtime import RUNTIME_VERSION, WASM, runtime_files
 from onnxlift.target import PASSED_OVER, PRE_ACTIVATION
 
@@ -52,12 +52,7 @@ def package_web(
     missing or fails. DataError: `labels` is no text. ModelError: the explainer or its weights cannot be read.
     """
     model = load(explainer, weights=False)
-    about = description(model)
-    if about is None:
-        raise OptionError(
-            f"{explainer} is a plain model: make an explainer of it with `onnxlift rewrite {explainer} explainer.onnx "
-            "--target argmax --reference zeros`, and package that"
-        )
+    about = served(model, explainer)
     weights = weights_elsewhere(model, explainer.parent)
     if max(weights, explainer.stat().st_size) > _MOST_BYTES:
         raise OptionError(f"{explainer} has {weights / 1e9:.2g} GB of weights, and a browser holds 2 GB at most")

@@ -13,9 +13,10 @@ import numpy as np
 
 from onnxlift.arrays import Array, replacing_path
 from onnxlift.errors import DataError, OptionError
+from onnxlift.explainer import CONTRIBUTIONS
 from onnxlift.formats.fasta import Fasta
 from onnxlift.formats.genome import Region, centred
-from onnxlift.formats.layouts.source import CONTRIBUTIONS, LayoutInput, Letters, input_of, scores_of
+from onnxlift.formats.layouts.source import LayoutInput, Letters, input_of, scores_of
 from onnxlift.formats.layouts.writing import Written
 from onnxlift.formats.rows import Rows, Stored, required
 

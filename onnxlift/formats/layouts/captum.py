@@ -10,8 +10,8 @@ import numpy as np
 
 from onnxlift.arrays import replacing
 from onnxlift.errors import OptionError, shown
+from onnxlift.explainer import CONTRIBUTIONS
 from onnxlift.formats.layouts.source import (
-    CONTRIBUTIONS,
     LayoutInput,
     blocks,
     input_of,

@@ -11,14 +11,10 @@ import numpy as np
 
 from onnxlift.arrays import Array
 from onnxlift.errors import DataError, OptionError, listed, shown
-from onnxlift.explainer import TARGET_OUTPUT
-from onnxlift.formats.genome import Region, read_regions
+from onnxlift.explainer import CONTRIBUTIONS, HYPOTHETICAL, TARGET_OUTPUT
+from onnxlift.formats.genome import PACKED, REGIONS, Region, read_regions
 from onnxlift.formats.rows import BLOCK_BYTES, Rows, Stored
 from onnxlift.one_hot import BASES
-
-CONTRIBUTIONS, HYPOTHETICAL = "_contributions", "_hypothetical"
-
-_BED = (".bed", ".narrowpeak", ".broadpeak")
 
 
 @dataclass(frozen=True)
@@ -38,8 +34,8 @@ class LayoutInput:
 
 def regions_of(data: Path) -> list[Region]:
     """The regions of a BED file, plain or gzipped; none of data in other formats. Raises as `read_regions`."""
-    suffixes = [suffix.lower() for suffix in data.suffixes if suffix.lower() not in (".gz", ".bgz")]
-    return read_regions(data) if suffixes and suffixes[-1] in _BED else []
+    suffixes = [suffix.lower() for suffix in data.suffixes if suffix.lower() not in PACKED]
+    return read_regions(data) if suffixes and suffixes[-1] in REGIONS else []
 
 
 def inputs_of(names: Collection[str], suffix: str, chosen: str | None) -> list[str]:

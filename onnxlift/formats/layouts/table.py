@@ -8,10 +8,11 @@ from pathlib import Path
 
 from onnxlift.arrays import check_writable
 from onnxlift.errors import OptionError
+from onnxlift.explainer import CONTRIBUTIONS, HYPOTHETICAL
 from onnxlift.formats.layouts.bigwig import write_bigwig
 from onnxlift.formats.layouts.captum import write_captum
 from onnxlift.formats.layouts.hypothetical import ONE_HOT, REGIONS, write_bpnet, write_chrombpnet, write_modisco
-from onnxlift.formats.layouts.source import CONTRIBUTIONS, HYPOTHETICAL, LayoutInput, inputs_of
+from onnxlift.formats.layouts.source import LayoutInput, inputs_of
 from onnxlift.formats.layouts.writing import Written
 from onnxlift.formats.rows import Rows, Stored, required
 
